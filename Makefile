@@ -1,0 +1,95 @@
+# One line a target: `make` alone lists them. Every target sets up .venv first, once. `SETUP=0 PYTHON=python3` uses an
+# environment that is ready instead, without a network.
+
+SETUP ?= 1
+BASE_PYTHON ?= python3
+VENV := .venv
+PYTHON ?= $(VENV)/bin/python
+CONSTRAINTS ?= -c constraints.txt
+EXTRAS ?= sample,hub,export,dev
+
+# A run: make train RUN=lesson, or CONFIG=path/to/run.yaml; ARGS="--optimizer.lr 3e-4" overrides single keys.
+RUN ?= quickstart
+CONFIG ?= train/runs/$(RUN).yaml
+ARGS ?=
+# Several processes or machines: make train RUN=moe_1b NPROC=8 NNODES=2 NODE_RANK=0 RDZV=host:29500, once on each machine.
+NPROC ?= 1
+NNODES ?= 1
+NODE_RANK ?= 0
+RDZV ?=
+# What the tools read and write.
+MODEL ?= runs/$(RUN)/model
+FORMAT ?= bf16
+OUT ?= runs/$(RUN)/$(FORMAT)
+
+# The packages live in bare folders; this makes them importable without an installation.
+export PYTHONPATH := kernels:model:data:train:eval:tools$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+ifeq ($(NNODES),1)
+RENDEZVOUS := --standalone
+else
+RENDEZVOUS = --nnodes $(NNODES) --rdzv_id $(RUN) --rdzv_backend c10d --rdzv_endpoint $(RDZV) \
+	--rdzv_conf is_host=$(if $(filter 0,$(NODE_RANK)),true,false)
+endif
+ifeq ($(NPROC)-$(NNODES),1-1)
+LAUNCH = $(PYTHON)
+else
+LAUNCH = $(PYTHON) -m torch.distributed.run --nproc_per_node $(NPROC) $(RENDEZVOUS)
+endif
+ifeq ($(SETUP),1)
+READY := $(VENV)/.ready
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-gpu test-clients bench bench-gpu profile export chat docs lint clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## create .venv and install what is needed (every target does this first)
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(BASE_PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else "Gristmill needs Python 3.10 or newer, but $(BASE_PYTHON) is %d.%d: set BASE_PYTHON" % v[:2])'
+	$(BASE_PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[$(EXTRAS)]"
+	@touch $@
+
+train: setup  ## text to a sampled, evaluated, exported model (RUN, CONFIG, ARGS, NPROC, NNODES, NODE_RANK, RDZV)
+	$(if $(filter-out 1,$(NNODES)),$(if $(RDZV),,$(error NNODES=$(NNODES) needs RDZV=host:port, the address of node 0)))
+	$(LAUNCH) -m grist_train --config $(CONFIG) $(ARGS)
+
+test: setup  ## everything that a CPU can prove
+	$(PYTHON) -m pytest -q -m "not gpu and not clients" $(ARGS)
+
+test-gpu: setup  ## the same operations on CUDA
+	$(PYTHON) -m pytest -q -m gpu $(ARGS)
+
+test-clients: setup  ## our files in other people's software
+	$(PYTHON) -m pytest -q -m clients $(ARGS)
+
+bench: setup  ## every operation on this machine: checked, then timed beside its peers
+	$(PYTHON) -m grist_tools.bench_kernels $(ARGS)
+
+bench-gpu: setup  ## the same on CUDA; writes a dated JSON under benchmarks/
+	$(PYTHON) -m grist_tools.bench_kernels --device cuda $(ARGS)
+
+profile: setup  ## latency of a trained model: time to first token, between tokens, tokens per second (MODEL)
+	$(PYTHON) -m grist_tools.profile_latency $(MODEL) $(ARGS)
+
+export: setup  ## a trained model in another format (MODEL, FORMAT, OUT)
+	$(PYTHON) -m grist_tools.export $(MODEL) --format $(FORMAT) --out $(OUT) $(ARGS)
+
+chat: setup  ## talk to a trained model (MODEL)
+	$(PYTHON) -m grist_tools.chat $(MODEL) $(ARGS)
+
+docs: setup  ## build the course and the how-to pages into site/
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	$(PYTHON) -m mkdocs build --strict
+
+lint: setup  ## ruff and pyright
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m pyright
+
+clean:  ## remove what was built; keeps datasets and runs
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis

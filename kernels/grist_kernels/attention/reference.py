@@ -1,0 +1,66 @@
+"""Causal grouped-query attention with an optional window, sinks and packed sequences: the definition.
+
+B batch, T time (of queries), S time (of keys), N query heads, K key/value heads, G = N / K, H head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from grist_kernels.precision import upcast
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int | None = None,
+    sinks: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+):
+    """out_i = sum_j p_ij v_j with p_ij = exp(s_ij) / (exp(sink) + sum_j exp(s_ij)), s_ij = scale * q_i . k_j, over visible j."""
+    packed = q.dim() == 3
+    if packed:
+        q, k, v = q[None], k[None], v[None]
+    visible_TT = causal_mask(q.shape[1], window, cu_seqlens, q.device)
+    out_BTNH, lse_BNT = masked_attention(q, k, v, visible_TT, sinks, scale)
+    if packed:
+        out_BTNH, lse_BNT = out_BTNH[0], lse_BNT[0]
+    return (out_BTNH, lse_BNT) if return_lse else out_BTNH
+
+
+def causal_mask(time: int, window: int | None, cu_seqlens: Tensor | None, device: torch.device) -> Tensor:
+    """(T, T) boolean: may query i (row) see key j (column)?"""
+    i, j = torch.arange(time, device=device)[:, None], torch.arange(time, device=device)[None, :]
+    visible = j <= i
+    if window is not None:
+        visible = visible & (i - j < window)
+    if cu_seqlens is not None:
+        document_T = torch.searchsorted(cu_seqlens, torch.arange(time, device=device, dtype=cu_seqlens.dtype), right=True)
+        visible = visible & (document_T[:, None] == document_T[None, :])
+    return visible
+
+
+def masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, sinks: Tensor | None, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """q (B, T, N, H), k and v (B, S, K, H), visible broadcastable to (B, K, G, T, S) -> out (B, T, N, H), lse (B, N, T).
+
+    lse is the natural logarithm of the whole denominator, the sink's term included. A query that sees nothing gets zero.
+    """
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    q_BTKGH = upcast(q).view(B, T, K, N // K, H) if q.is_contiguous() else upcast(q).reshape(B, T, K, N // K, H)
+    scale = H**-0.5 if scale is None else scale
+    s_BKGTS = torch.einsum("btkgh,bskh->bkgts", q_BTKGH, upcast(k)) * scale
+    s_BKGTS = s_BKGTS.masked_fill(~visible, float("-inf"))
+    lse_BKGT = s_BKGTS.logsumexp(-1)
+    if sinks is not None:
+        lse_BKGT = torch.logaddexp(lse_BKGT, upcast(sinks).view(K, N // K, 1))
+    p_BKGTS = (s_BKGTS - lse_BKGT[..., None]).exp().masked_fill(~visible, 0.0)
+    out = torch.einsum("bkgts,bskh->btkgh", p_BKGTS, upcast(v)).reshape(B, T, N, H)
+    return out.to(q.dtype), lse_BKGT.reshape(B, N, T)

@@ -1,0 +1,77 @@
+"""The experts of a mixture-of-experts layer, after the router has chosen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from grist_kernels import backend
+from grist_kernels.moe import pytorch_fast, reference
+from grist_kernels.swiglu import check_options
+
+
+def moe(
+    x: Tensor,
+    expert_ids: Tensor,
+    expert_weights: Tensor,
+    w_gate_up: Tensor,
+    w_down: Tensor,
+    b_gate_up: Tensor | None = None,
+    b_down: Tensor | None = None,
+    *,
+    alpha: float | None = None,
+    limit: float | None = None,
+    interleaved: bool = False,
+) -> Tensor:
+    """out[t] = sum over a of expert_weights[t, a] * expert(expert_ids[t, a])(x[t]): x (T, D) -> (T, D) in x's type.
+
+    expert(e)(x) = swiglu(x @ w_gate_up[e] + b_gate_up[e]) @ w_down[e] + b_down[e], with alpha, limit and interleaved as in
+    `swiglu`. expert_ids (T, A) integers in [0, E); expert_weights (T, A), any floating type; w_gate_up (E, D, 2F),
+    w_down (E, F, D), b_gate_up (E, 2F), b_down (E, D), all of x's type.
+
+    Differentiable in x, expert_weights, the weights and the biases. An expert without tokens gets gradients of exactly zero.
+
+    Raises ValueError if shapes, types or options do not fit, and, where that can be seen without waiting for a device, if an
+    expert id is out of range.
+    """
+    _check(x, expert_ids, expert_weights, w_gate_up, w_down, b_gate_up, b_down)
+    check_options("moe", alpha, limit)
+    options = {"alpha": alpha, "limit": limit, "interleaved": interleaved}
+    choice = backend.implementation("moe", x.device.type)
+    if choice == "triton":
+        from grist_kernels.moe import triton_kernel
+
+        return triton_kernel.moe(x, expert_ids, expert_weights, w_gate_up, w_down, b_gate_up, b_down, **options)
+    if choice == "pytorch":
+        return pytorch_fast.moe(x, expert_ids, expert_weights, w_gate_up, w_down, b_gate_up, b_down, **options)
+    return reference.moe(x, expert_ids, expert_weights, w_gate_up, w_down, b_gate_up, b_down, **options)
+
+
+def _check(
+    x: Tensor,
+    expert_ids: Tensor,
+    expert_weights: Tensor,
+    w_gate_up: Tensor,
+    w_down: Tensor,
+    b_gate_up: Tensor | None,
+    b_down: Tensor | None,
+) -> None:
+    if w_gate_up.dim() != 3 or w_gate_up.shape[2] % 2:
+        raise ValueError(f"moe: w_gate_up must be (E, D, 2F), but is {tuple(w_gate_up.shape)}")
+    E, D, F = w_gate_up.shape[0], w_gate_up.shape[1], w_gate_up.shape[2] // 2
+    if x.dim() != 2 or x.shape[1] != D:
+        raise ValueError(f"moe: x must be (T, {D}) to match w_gate_up {tuple(w_gate_up.shape)}, but is {tuple(x.shape)}")
+    if w_down.shape != (E, F, D):
+        raise ValueError(f"moe: w_down must be (E, F, D) = {(E, F, D)}, but is {tuple(w_down.shape)}")
+    if expert_ids.dim() != 2 or expert_ids.shape[0] != x.shape[0] or expert_ids.shape != expert_weights.shape:
+        raise ValueError(f"moe: expert_ids and expert_weights must both be ({x.shape[0]}, A), "
+                         f"but are {tuple(expert_ids.shape)} and {tuple(expert_weights.shape)}")
+    if expert_ids.dtype not in (torch.int64, torch.int32) or not expert_weights.is_floating_point():
+        raise ValueError("moe: expert_ids must be int32 or int64 and expert_weights floating point, "
+                         f"but are {expert_ids.dtype} and {expert_weights.dtype}")
+    for name, bias, width in (("b_gate_up", b_gate_up, 2 * F), ("b_down", b_down, D)):
+        if bias is not None and (bias.shape != (E, width) or bias.dtype != x.dtype):
+            raise ValueError(f"moe: {name} must be {(E, width)} {x.dtype}, but is {tuple(bias.shape)} {bias.dtype}")
+    if not x.is_floating_point() or not (x.dtype == w_gate_up.dtype == w_down.dtype):
+        raise ValueError("moe: x, w_gate_up and w_down must have one floating type, "
+                         f"but are {x.dtype}, {w_gate_up.dtype} and {w_down.dtype}")

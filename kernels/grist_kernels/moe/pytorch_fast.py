@@ -1,0 +1,1 @@
+from grist_kernels.moe.reference import moe  # noqa: F401

@@ -1,0 +1,114 @@
+"""Grouped-query attention and its key/value cache.
+
+B batch, T time, S cache slots, D model width, N query heads, K key/value heads, H head width.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+import grist_kernels
+from grist_model.config import ModelConfig
+
+
+class KVCache:
+    """Keys and values of the tokens so far: one (B, S, K, H) buffer of each per layer, filled from slot 0.
+
+    A call of the model is begin, write in every layer, commit. The buffers take type and device from the first keys
+    written. There is one per layer: a single stacked tensor makes compilers copy the stack at every layer.
+    """
+
+    def __init__(self, config: ModelConfig, batch: int, slots: int, device: torch.device | str | None = None):
+        self.slots = slots
+        self.used = 0  # by the longest sequence; kept here so that nobody has to ask the device
+        self.lengths_B = torch.zeros(batch, dtype=torch.int64, device=device)  # tokens of each sequence
+        self.row_B1 = torch.arange(batch, device=device)[:, None]
+        self._buffers: list[tuple[Tensor, Tensor] | None] = [None] * config.layers
+        self._new_tokens = 0
+        self._positions_BT = self._lengths_with_new_B = self.lengths_B
+        self._equal_lengths = True
+
+    def begin(self, new_tokens: int) -> Tensor:
+        """-> (B, T): where the next new_tokens tokens of each sequence stand. Raises ValueError if there is no room."""
+        if self.used + new_tokens > self.slots:
+            raise ValueError(
+                f"the key/value cache has {self.slots} slots, {self.used} of them used: no room for {new_tokens} more"
+            )
+        self._new_tokens = new_tokens
+        self._positions_BT = self.lengths_B[:, None] + torch.arange(new_tokens, device=self.lengths_B.device)
+        self._lengths_with_new_B = self.lengths_B + new_tokens
+        return self._positions_BT
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Tensor | None) -> Tensor:
+        """Store the new tokens' k and v (B, T, K, H), then attend from q (B, T, N, H) to everything stored."""
+        k_BSKH, v_BSKH = self._write(layer, k, v)
+        if self.used == 0:  # a prompt sees only itself
+            return _causal_attention(q, k, v, window, sinks)
+        return grist_kernels.decode_attention(q, k_BSKH, v_BSKH, self._lengths_with_new_B, window=window, sinks=sinks)
+
+    def commit(self, lengths_B: Tensor | None = None) -> None:
+        """Count the new tokens; lengths_B, after prompts padded on the right, tells how many of each were real."""
+        self.used += self._new_tokens
+        self.lengths_B = self._lengths_with_new_B if lengths_B is None else lengths_B.to(self.lengths_B)
+        self._equal_lengths = self._equal_lengths and lengths_B is None
+
+    def _write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """-> the layer's buffers, up to the last slot in use."""
+        buffers = self._buffers[layer]
+        if buffers is None:
+            shape = (k.shape[0], self.slots, *k.shape[2:])
+            buffers = self._buffers[layer] = (k.new_empty(shape), v.new_empty(shape))
+        end = self.used + self._new_tokens
+        for buffer, new in zip(buffers, (k, v), strict=True):
+            if self._equal_lengths:
+                buffer[:, self.used : end] = new
+            else:
+                buffer[self.row_B1, self._positions_BT] = new
+        return buffers[0][:, :end], buffers[1][:, :end]
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention with rotary positions and, where configured, a window and learned sinks."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.head_width = H = config.attention_head_width
+        self.window = config.layer_window(layer)
+        bias = config.attention_bias
+        self.q = nn.Linear(config.width, config.heads * H, bias=bias)
+        self.k = nn.Linear(config.width, config.kv_heads * H, bias=bias)
+        self.v = nn.Linear(config.width, config.kv_heads * H, bias=bias)
+        self.o = nn.Linear(config.heads * H, config.width, bias=bias)
+        self.sinks = nn.Parameter(torch.empty(config.heads)) if config.sinks else None
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cu_seqlens: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """x (B, T, D) -> (B, T, D). cos, sin as RotaryAngles makes them; cu_seqlens over the flattened B * T stream."""
+        q_BTNH = self.q(x_BTD).unflatten(-1, (-1, self.head_width))
+        k_BTKH = self.k(x_BTD).unflatten(-1, (-1, self.head_width))
+        v_BTKH = self.v(x_BTD).unflatten(-1, (-1, self.head_width))
+        q_BTNH, k_BTKH = grist_kernels.rope(q_BTNH, k_BTKH, cos, sin)
+        if cache is not None:
+            out_BTNH = cache.attend(self.layer, q_BTNH, k_BTKH, v_BTKH, self.window, self.sinks)
+        elif cu_seqlens is None:
+            out_BTNH = _causal_attention(q_BTNH, k_BTKH, v_BTKH, self.window, self.sinks)
+        else:
+            q, k, v = (part.flatten(0, 1) for part in (q_BTNH, k_BTKH, v_BTKH))
+            out_BTNH = _causal_attention(q, k, v, self.window, self.sinks, cu_seqlens).view(q_BTNH.shape)
+        return self.o(out_BTNH.flatten(2))
+
+
+def _causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Tensor | None, cu_seqlens: Tensor | None = None
+) -> Tensor:
+    return cast(Tensor, grist_kernels.attention(q, k, v, window=window, sinks=sinks, cu_seqlens=cu_seqlens))

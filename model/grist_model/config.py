@@ -1,0 +1,158 @@
+"""The shape of a model: one frozen dataclass, checked when made. Imports no torch, so command lines start fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class YarnConfig:
+    """YaRN context extension (Peng et al., 2023): positions stretched by `factor` beyond `original_context` tokens.
+
+    Frequencies that turn more than `beta_fast` times within the original context are kept, those that turn less than
+    `beta_slow` times are divided by `factor`, and a ramp joins them. `truncate` rounds the ends of the ramp to whole
+    frequencies; GPT-OSS does not.
+    """
+
+    factor: float
+    original_context: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.factor >= 1, f"yarn.factor must be at least 1, but is {self.factor}")
+        _require(
+            self.original_context >= 1, f"yarn.original_context must be at least 1, but is {self.original_context}"
+        )
+        _require(
+            0 < self.beta_slow < self.beta_fast,
+            f"yarn needs 0 < beta_slow < beta_fast, but they are {self.beta_slow} and {self.beta_fast}",
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder in the style of GPT-OSS. Every field has a default; ValueError names the field that does not fit.
+
+    head_width None means width // heads. Layers with a window see the last `window` tokens, the token itself included;
+    "alternate" gives it to layers 0, 2, 4, ... experts=0 makes every feed-forward layer dense, of width expert_width.
+    shared_expert_width > 0 adds a dense expert that sees every token. swiglu_alpha None is the plain SiLU gate.
+    balance: "aux" is the auxiliary loss, "bias" the loss-free selection bias of DeepSeek-V3, "none" neither.
+    """
+
+    vocab_size: int = 2048
+    context_length: int = 512
+    layers: int = 4
+    width: int = 256
+    heads: int = 4
+    kv_heads: int = 2
+    head_width: int | None = None
+    attention_bias: bool = True
+    sinks: bool = True
+    window: int | None = 128
+    window_layers: Literal["alternate", "all", "none"] = "alternate"
+    experts: int = 8
+    active_experts: int = 2
+    expert_width: int = 256
+    shared_expert_width: int = 0
+    mlp_bias: bool = True
+    router_bias: bool = True
+    swiglu_alpha: float | None = 1.702
+    swiglu_limit: float | None = 7.0
+    rope_theta: float = 150000.0
+    yarn: YarnConfig | None = None
+    norm_eps: float = 1e-5
+    tied_embeddings: bool = False
+    initializer_range: float = 0.02
+    balance: Literal["aux", "bias", "none"] = "aux"
+    aux_loss_weight: float = 0.01
+    router_z_loss_weight: float = 0.001
+    bias_update_rate: float = 0.001
+
+    def __post_init__(self) -> None:
+        self._check_sizes()
+        self._check_choices()
+        self._check_numbers()
+
+    @property
+    def attention_head_width(self) -> int:
+        """H: head_width, or width // heads where that is None."""
+        return self.width // self.heads if self.head_width is None else self.head_width
+
+    def layer_window(self, layer: int) -> int | None:
+        """The sliding window of a layer (counted from 0) in tokens, or None where it sees everything before it."""
+        slides = self.window_layers == "all" or (self.window_layers == "alternate" and layer % 2 == 0)
+        return self.window if slides else None
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any]) -> ModelConfig:
+        """The ModelConfig of a Hugging Face config.json, read by the family its model_type names.
+
+        Raises ValueError for an unknown model_type or for a setting that the family cannot express.
+        """
+        from grist_model.families import family_of_hf
+
+        return family_of_hf(config).config_from_hf(config)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The config.json of the first family that can express this config; `from_hf` reads it back."""
+        from grist_model.families import family_for
+
+        return family_for(self).config_to_hf(self)
+
+    def _check_sizes(self) -> None:
+        for name in ("vocab_size", "context_length", "layers", "width", "heads", "kv_heads", "expert_width"):
+            value = getattr(self, name)
+            _require(value >= 1, f"{name} must be at least 1, but is {value}")
+        if self.head_width is None:
+            _require(
+                self.width % self.heads == 0,
+                f"width {self.width} is not divisible by heads {self.heads}: change one, or set head_width",
+            )
+        H = self.attention_head_width
+        _require(H >= 2 and H % 2 == 0, f"head_width must be even, as rotary embedding turns pairs, but is {H}")
+        _require(
+            self.heads % self.kv_heads == 0,
+            f"heads must be a multiple of kv_heads, but {self.heads} is not a multiple of {self.kv_heads}",
+        )
+        _require(
+            self.window is None or self.window >= 1,
+            f"window counts the token itself, so it must be at least 1 (or None), but is {self.window}",
+        )
+        _require(self.experts >= 0, f"experts must be 0 (dense) or more, but is {self.experts}")
+        if self.experts:
+            _require(
+                1 <= self.active_experts <= self.experts,
+                f"active_experts must be between 1 and experts ({self.experts}), but is {self.active_experts}",
+            )
+        _require(
+            self.shared_expert_width >= 0,
+            f"shared_expert_width must be 0 (none) or more, but is {self.shared_expert_width}",
+        )
+        _require(
+            bool(self.experts) or not self.shared_expert_width,
+            "shared_expert_width needs experts > 0: a dense layer is one shared expert already, widen expert_width",
+        )
+
+    def _check_choices(self) -> None:
+        for name, choices in (("window_layers", ("alternate", "all", "none")), ("balance", ("aux", "bias", "none"))):
+            value = getattr(self, name)
+            _require(value in choices, f"{name} must be one of {', '.join(choices)}, but is {value!r}")
+
+    def _check_numbers(self) -> None:
+        for name in ("rope_theta", "norm_eps", "initializer_range"):
+            value = getattr(self, name)
+            _require(value > 0, f"{name} must be greater than 0, but is {value}")
+        for name in ("swiglu_alpha", "swiglu_limit"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"{name} must be greater than 0 (or None), but is {value}")
+        for name in ("aux_loss_weight", "router_z_loss_weight", "bias_update_rate"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name} must be 0 or more, but is {value}")

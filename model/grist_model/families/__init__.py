@@ -1,0 +1,41 @@
+"""A family translates between a model of ours and the Hugging Face directory of other people's software.
+
+A family is a module here with four functions, and its line in FAMILIES, the first that can express a model being the
+one it is saved as:
+
+    config_from_hf(dict) -> ModelConfig       the settings of a config.json; ValueError for what it cannot express
+    config_to_hf(ModelConfig) -> dict         the other way, without token ids and types of numbers
+    misfit(ModelConfig, state) -> str | None  why a model cannot be written in this family; state None: its config alone
+    tensors(ModelConfig) -> list[TensorMap]   every tensor, its name on both sides and the change of layout between them
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from grist_model.config import ModelConfig
+from grist_model.families import gpt_oss, gristmill
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+FAMILIES: dict[str, ModuleType] = {"gpt_oss": gpt_oss, "gristmill": gristmill}  # model_type in config.json -> module
+
+
+def family_of_hf(config: dict[str, Any]) -> ModuleType:
+    """The family that reads a config.json. Raises ValueError for a model_type that has none."""
+    name = config.get("model_type")
+    if name not in FAMILIES:
+        raise ValueError(f"config.json has model_type {name!r}, but only {', '.join(FAMILIES)} can be read")
+    return FAMILIES[name]
+
+
+def family_for(config: ModelConfig, state: Mapping[str, Tensor] | None = None) -> ModuleType:
+    """The first family that can express a model, given its config and, where that decides, its state dict."""
+    for family in FAMILIES.values():
+        if family.misfit(config, state) is None:
+            return family
+    raise AssertionError("gristmill expresses every config")

@@ -1,0 +1,53 @@
+"""Our own layout, for whatever no released family can express: every field of ModelConfig, our own tensor names.
+
+Read by `grist_model.load` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any
+
+from grist_model.config import ModelConfig, YarnConfig
+from grist_model.families.layout import TensorMap, own_shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MODEL_TYPE = "gristmill"
+_ADDED_ON_SAVING = {
+    "model_type",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+}
+
+
+def misfit(config: ModelConfig, state: Mapping[str, Tensor] | None = None) -> str | None:
+    return None
+
+
+def config_to_hf(config: ModelConfig) -> dict[str, Any]:
+    return {"model_type": MODEL_TYPE, "architectures": ["GristmillForCausalLM"], **asdict(config)}
+
+
+def config_from_hf(config: dict[str, Any]) -> ModelConfig:
+    """Raises ValueError for a setting this version does not know: ignoring it would change the model silently."""
+    settings = {key: value for key, value in config.items() if key not in _ADDED_ON_SAVING}
+    unknown = sorted(settings.keys() - {field.name for field in fields(ModelConfig)})
+    if unknown:
+        raise ValueError(
+            f"config.json has settings this version of gristmill does not know: {', '.join(unknown)} "
+            "(written by a newer version?)"
+        )
+    if settings.get("yarn") is not None:
+        settings["yarn"] = YarnConfig(**settings["yarn"])
+    return ModelConfig(**settings)
+
+
+def tensors(config: ModelConfig) -> list[TensorMap]:
+    return [TensorMap(name, shape, name) for name, shape in own_shapes(config).items()]

@@ -1,0 +1,46 @@
+"""Tokens to text as they come, without ever showing half a character."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from grist_data import Tokenizer
+
+
+def text_of(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """Pieces of text that join to the text of all ids.
+
+    Byte-level tokens may end inside a character: its bytes wait for the rest, and become U+FFFD if that never comes, as
+    when all ids are decoded at once. Tokens of other kinds look different beside their neighbours, so their text is shown
+    word by word, when the next word has begun.
+    """
+    if _spells_bytes(tokenizer):
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for id_ in ids:
+            if piece := decoder.decode(tokenizer.token_bytes([id_])):
+                yield piece
+        if rest := decoder.decode(b"", final=True):
+            yield rest
+        return
+    so_far: list[int] = []
+    text, shown = "", 0
+    for id_ in ids:
+        so_far.append(id_)
+        text = tokenizer.decode(so_far)
+        whole_words = text.rfind(" ") + 1
+        if whole_words > shown:
+            yield text[shown:whole_words]
+            shown = whole_words
+    if text[shown:]:
+        yield text[shown:]
+
+
+def _spells_bytes(tokenizer: Tokenizer) -> bool:
+    try:
+        tokenizer.token_bytes([])
+    except ValueError:  # what token_bytes raises for a tokenizer that is not byte-level
+        return False
+    return True

@@ -1,0 +1,146 @@
+"""The straight line: text -> tokens -> batches -> model -> loss -> optimizer -> checkpoint -> portable directory.
+
+    python -m grist_train --config train/runs/quickstart.yaml [--dotted.key value ...]
+    torchrun --nproc_per_node 8 -m grist_train --config ...            the same run on eight GPUs
+
+Read it top to bottom: nothing is hidden behind a trainer class. Running the same command again resumes.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+from grist_train.config import TrainConfig, parse
+
+
+def main(config: TrainConfig) -> None:
+    """One run, from text to a portable model."""
+    # 0) Imported here so that `--help` and a mistyped key answer at once.
+    from grist_train import distributed
+
+    world = distributed.start(config.device, config.compute.threads)
+    try:
+        run(config, world)
+    finally:
+        distributed.stop()
+
+
+def run(config: TrainConfig, world) -> None:  # noqa: ANN001 - World, imported late
+    import grist_model
+    import torch
+    from grist_data import Batches
+
+    from grist_train import distributed, optimizer
+    from grist_train.checkpoint import Checkpoints
+    from grist_train.finish import finish, validate
+    from grist_train.guard import StopRequest
+    from grist_train.loss import language_model_loss, step_values
+    from grist_train.metrics import Metrics
+    from grist_train.schedule import multiplier
+    from grist_train.setup import announce, check_batch, open_data, resumable
+
+    stop = StopRequest()
+    stop.install()
+
+    # 1) Text -> tokens. Prepared once; later runs open what is there.
+    tokenizer, train_shards, held_out = open_data(config, world)
+    batches = Batches(
+        train_shards,
+        config.data.sequence_length,
+        config.batch.global_size,
+        seed=config.seed,
+        rank=world.rank,
+        world_size=world.size,
+        micro_batch_size=check_batch(config, world),
+        device=world.device,
+        documents=config.data.document_masks,
+    )
+
+    # 2) Model: shapes first, then sharding, then storage, then values that depend on the seed alone.
+    model = grist_model.build(config.model, device="meta")
+    distributed.prepare_blocks(model, config.compute)
+    distributed.shard(model, world, config.compute)
+    model.to_empty(device=world.device)
+    grist_model.initialize(model, config.seed)
+    optimizers = optimizer.build(model, config.optimizer)
+    parameters = list(model.parameters())
+
+    # 3) Resume from the newest checkpoint of this run, if there is one.
+    checkpoints = Checkpoints(
+        config.run_dir / "checkpoints", world, config.checkpoint.keep_last, config.checkpoint.asynchronous
+    )
+    step, seconds = 0, 0.0
+    if checkpoints.steps():
+        step = checkpoints.steps()[-1]
+        state = checkpoints.load(step, model, optimizers)
+        batches.load_state_dict(state["batches"])
+        seconds = state["seconds"]
+    announce(config, world, model, step)
+
+    # 4) The loop.
+    tokens_per_step = config.batch.global_size * config.data.sequence_length
+    metrics = Metrics(config, world, step, tokens_per_step, seconds)
+    last_step = min(config.steps, config.stop_at or config.steps)
+    reduce_sum = functools.partial(distributed.sum_on_device, world=world)
+    stopped, held_out_loss = False, None
+    while step < last_step and not stopped:
+        rate = multiplier(step, config.steps, config.schedule)
+        optimizer.set_learning_rate(optimizers, rate, step, config.optimizer)
+        micro_batches = next(batches)
+        local_valid = sum(batch.n_valid_tokens for batch in micro_batches)
+        valid_tokens, stop_votes = distributed.sum_on_host([local_valid, int(stop.reason is not None)], world)
+        stopped = stop_votes > 0
+
+        results = []
+        for i, batch in enumerate(micro_batches):
+            distributed.set_last_micro_batch(model, i == len(micro_batches) - 1, config.compute)
+            result = language_model_loss(model, config.model, batch, valid_tokens, tokens_per_step)
+            result.objective.backward()
+            results.append(result)
+
+        grad_norm = optimizer.clip_gradients(parameters, config.optimizer.clip)
+        for each in optimizers:
+            each.step()
+            each.zero_grad()
+        step += 1
+
+        values = step_values(results, grad_norm, valid_tokens, tokens_per_step, config.model, reduce_sum)
+        if config.model.balance == "bias" and config.model.experts:
+            model.update_selection_bias(values[4 + config.model.layers :].view(config.model.layers, -1))
+        metrics.step(step, config.optimizer.lr * rate, values)
+
+        held_out_loss = None
+        if held_out is not None and config.evaluation_due(step):
+            metrics.pause()
+            result = validate(model, held_out, tokenizer, config, world)
+            held_out_loss = result["loss"]
+            metrics.validation(step, result)
+            metrics.resume()
+        checkpoints.poll()
+        if config.checkpoint.every and step % config.checkpoint.every == 0 and step < config.steps:
+            metrics.flush()  # nothing unread may be NaN when its weights are saved
+            checkpoints.save(step, model, optimizers, resumable(batches, metrics, held_out_loss, config))
+
+    # 5) The last checkpoint; a run that was stopped ends here and goes on when the same command is run again.
+    metrics.flush()
+    checkpoints.save(step, model, optimizers, resumable(batches, metrics, held_out_loss, config))
+    saved = checkpoints.wait()
+    if not saved:
+        raise SystemExit(f"error: the last checkpoint (step {step}) could not be written; see the message above")
+    if step < config.steps:
+        reason = stop.reason or f"stop_at={config.stop_at}"
+        metrics.say(f"{reason}: saved step {step} of {config.steps}. Run the same command again to go on.")
+        metrics.close()
+        return
+
+    # 6) Held-out figures, the portable directory, samples and curves.
+    result = finish(model, tokenizer, held_out, checkpoints, config, world)
+    if result is not None:
+        metrics.validation(step, result)
+    metrics.say(f"{metrics.seconds:.0f} s. Portable model: {config.run_dir / 'model'}; samples: {config.run_dir / 'samples.txt'}")
+    metrics.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse()))

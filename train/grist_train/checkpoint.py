@@ -1,0 +1,227 @@
+"""Resumable checkpoints: `checkpoints/step-N`, written by torch.distributed.checkpoint, made valid by one rename.
+
+A checkpoint holds tensors (parameters, buffers, optimizer state) in DCP's sharded format and everything else in `state.json`.
+It is written under `.step-N.partial`; a folder called `step-N` is therefore always whole. It loads on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from grist_train.distributed import World, barrier, sum_on_host
+
+STATE_FILE = "state.json"
+FORMAT = 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or does not fit the run."""
+
+
+@dataclass
+class Pending:
+    """A checkpoint that a background thread is writing."""
+
+    step: int
+    future: Future
+    state: dict[str, Any]
+
+
+@dataclass
+class Checkpoints:
+    """The checkpoint folder of a run.
+
+    Attributes:
+        directory: `RUN/checkpoints`.
+        keep_last: Newest checkpoints that are kept; the best one is kept besides.
+        asynchronous: Write in a background thread.
+    """
+
+    directory: Path
+    world: World
+    keep_last: int
+    asynchronous: bool
+    pending: Pending | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.world.is_main:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for leftover in self.directory.glob(".step-*.partial"):
+                shutil.rmtree(leftover)
+        barrier(self.world)
+
+    def steps(self) -> list[int]:
+        """Steps of the valid checkpoints, oldest first."""
+        found = (re.fullmatch(r"step-(\d+)", path.name) for path in self.directory.glob("step-*"))
+        return sorted(int(match.group(1)) for match in found if match)
+
+    def path(self, step: int) -> Path:
+        return self.directory / f"step-{step}"
+
+    def save(
+        self, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer], state: dict[str, Any]
+    ) -> None:
+        """Begin to write `step-N`, after finishing the one under way.
+
+        `state` goes to `state.json`; when it has a `validation_loss`, the lowest one seen marks the best checkpoint.
+        """
+        self.wait()
+        if step in self.steps():
+            return
+        partial = self._partial(step)
+        tensors = _tensors(model, optimizers)
+        future: Future = Future()
+        if self.asynchronous:
+            response = dcp.async_save(
+                tensors, checkpoint_id=str(partial), process_group=self.world.checkpoint_group
+            )
+            assert isinstance(response, Future)
+            future = response
+        else:
+            try:
+                dcp.save(tensors, checkpoint_id=str(partial), process_group=self.world.checkpoint_group)
+                future.set_result(None)
+            except Exception as error:
+                future.set_exception(error)
+        self.pending = Pending(step, future, {"format": FORMAT, "step": step, **state})
+
+    def poll(self) -> None:
+        """Publish a checkpoint whose writing has ended on all ranks; never blocks on the disk."""
+        if self.pending is None:
+            return
+        done = sum_on_host([int(self.pending.future.done())], self.world)[0]
+        if done == self.world.size:
+            self.wait()
+
+    def wait(self) -> bool:
+        """Finish the checkpoint under way. Returns False, after saying why, when it could not be written.
+
+        A failure (a full disk, say) leaves the checkpoints before it as they were, and training may go on.
+        """
+        if self.pending is None:
+            return True
+        pending, self.pending = self.pending, None
+        problem = self._publish(pending)
+        failed = sum_on_host([int(problem is not None)], self.world)[0]
+        if failed and self.world.is_main:
+            shutil.rmtree(self._partial(pending.step), ignore_errors=True)
+            kept = ", ".join(f"step-{s}" for s in self.steps()) or "none"
+            print(
+                f"warning: checkpoint step-{pending.step} could not be written: {problem or 'another rank failed'}. "
+                f"Valid checkpoints: {kept}",
+                file=sys.stderr,
+            )
+        return not failed
+
+    def _publish(self, pending: Pending) -> BaseException | None:
+        try:
+            pending.future.result()
+            if self.world.is_main:
+                partial = self._partial(pending.step)
+                write_json(partial / STATE_FILE, pending.state)
+                os.rename(partial, self.path(pending.step))
+                _sync_directory(self.directory)
+                self._record_best(pending.state)
+                self._prune()
+        except Exception as error:  # whatever the storage raises; reported by `wait`, on every rank
+            return error
+        return None
+
+    def _partial(self, step: int) -> Path:
+        return self.directory / f".step-{step}.partial"
+
+    def _prune(self) -> None:
+        best = self.best()
+        for step in self.steps()[: -self.keep_last]:
+            if best is None or step != best["step"]:
+                doomed = self.directory / f".step-{step}.partial"  # a half-deleted checkpoint must not look valid
+                os.rename(self.path(step), doomed)
+                shutil.rmtree(doomed)
+
+    def best(self) -> dict[str, Any] | None:
+        """`{"step", "validation_loss"}` of the best checkpoint so far, if any was recorded and is still there."""
+        path = self.directory / "best.json"
+        if not path.is_file():
+            return None
+        best = json.loads(path.read_text(encoding="utf-8"))
+        return best if self.path(best["step"]).is_dir() else None
+
+    def _record_best(self, state: dict[str, Any]) -> None:
+        loss, best = state.get("validation_loss"), self.best()
+        if loss is not None and (best is None or loss < best["validation_loss"]):
+            write_json(self.directory / "best.json", {"step": state["step"], "validation_loss": loss})
+
+    def read_state(self, step: int) -> dict[str, Any]:
+        """`state.json` of a checkpoint."""
+        state = json.loads((self.path(step) / STATE_FILE).read_text(encoding="utf-8"))
+        if state["format"] != FORMAT:
+            raise CheckpointError(
+                f"{self.path(step)} has format {state['format']}, but this version reads format {FORMAT}"
+            )
+        return state
+
+    def load(self, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+        """Read a checkpoint into the model and the optimizers, resharding as needed; returns its `state.json`."""
+        state = self.read_state(step)
+        tensors = _tensors(model, optimizers)
+        try:
+            dcp.load(tensors, checkpoint_id=str(self.path(step)), process_group=self.world.checkpoint_group)
+        except Exception as error:
+            raise CheckpointError(
+                f"{self.path(step)} does not fit this run ({error}). Use the configuration it was made with, or another "
+                "--name for a fresh run"
+            ) from error
+        model.load_state_dict(tensors["model"])
+        set_optimizer_state_dict(model, optimizers, tensors["optimizer"], options=_OPTIONS)
+        return state
+
+    def load_weights(self, step: int, model: nn.Module) -> None:
+        """Read only the parameters of a checkpoint."""
+        tensors = {"model": model.state_dict()}
+        dcp.load(tensors, checkpoint_id=str(self.path(step)), process_group=self.world.checkpoint_group)
+        model.load_state_dict(tensors["model"])
+
+
+_OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+def _tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Everything that DCP stores. Keys are parameter names, so that they mean the same on any number of ranks."""
+    optimizer = get_optimizer_state_dict(model, optimizers, options=_OPTIONS)
+    return {"model": model.state_dict(), "optimizer": optimizer}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,365 @@
+"""What a run is made of: plain dataclasses, one YAML file, and dotted overrides on the command line.
+
+    python -m grist_train --config train/runs/quickstart.yaml --optimizer.lr 3e-4 --steps 100
+
+Nothing here imports torch, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from grist_data.prepare import PrepareConfig
+from grist_model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which tokens a run reads.
+
+    Attributes:
+        directory: The token dataset. It is prepared here first when `prepare` is given and it does not exist yet.
+        prepare: How to make the dataset from text; None when `directory` was prepared beforehand.
+        sequence_length: T, tokens a sample.
+        document_masks: Keep attention inside documents (packed `cu_seqlens`) instead of letting it cross their ends.
+        verify: How much of the shards to check when opening them: header, lazy (a block when first read) or full.
+    """
+
+    directory: str = "datasets/shakespeare"
+    prepare: PrepareConfig | None = None
+    sequence_length: int = 256
+    document_masks: bool = False
+    verify: Literal["header", "lazy", "full"] = "header"
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """Batch sizes, in sequences.
+
+    Attributes:
+        global_size: Sequences in one optimizer step, over all ranks; what a step computes depends on this alone.
+        micro_size: Sequences a rank puts through the model at once; None takes the rank's whole share.
+    """
+
+    global_size: int = 16
+    micro_size: int | None = None
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW for vectors, embeddings and the router; for matrices AdamW or Muon.
+
+    Attributes:
+        name: `muon` orthogonalises the update of every matrix inside the blocks (https://kellerjordan.github.io/posts/muon/);
+            `adamw` uses AdamW throughout.
+        lr: Peak learning rate of AdamW.
+        embedding_lr: Peak rate of the embedding when it should differ from `lr`.
+        muon_lr: Peak learning rate of Muon. Updates are scaled by 0.2 * sqrt(max(rows, columns)), which gives them the
+            root mean square of an AdamW update (Liu et al. 2025, arXiv:2502.16982), so AdamW-like rates carry over.
+        muon_momentum: Final Nesterov momentum; it is warmed up from 0.85 over `muon_warmup_steps`.
+        muon_iterations: Steps of the orthogonalising iteration, 1 to 5.
+        weight_decay: Decoupled, on matrices and embeddings only.
+        clip: Largest global gradient norm; 0 turns clipping off.
+    """
+
+    name: Literal["adamw", "muon"] = "muon"
+    lr: float = 3e-3
+    embedding_lr: float | None = None
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    muon_lr: float = 0.02
+    muon_momentum: float = 0.95
+    muon_warmup_steps: int = 100
+    muon_iterations: int = 5
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning-rate multiplier over the run.
+
+    Attributes:
+        kind: `cosine` to `final_fraction`; `wsd` holds the peak, then falls linearly over the last `decay_fraction` of the
+            run (warmup-stable-decay, Hu et al. 2024, arXiv:2404.06395); `constant` holds it.
+        warmup_steps: Linear rise from zero.
+    """
+
+    kind: Literal["cosine", "wsd", "constant"] = "wsd"
+    warmup_steps: int = 20
+    decay_fraction: float = 0.5
+    final_fraction: float = 0.0
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How the arithmetic is carried out.
+
+    Attributes:
+        dtype: Forward and backward arithmetic. Parameters and optimizer state stay float32 ("master weights"). `auto` is
+            bfloat16 on CUDA and float32 elsewhere.
+        reduce_dtype: Arithmetic of gradient reductions between ranks.
+        reduce_every_micro_batch: Reduce and reshard gradients after every micro-batch (least memory) instead of once a step
+            (least communication).
+        reshard_after_forward: Free a block's gathered parameters between its forward and its backward (FSDP2; ZeRO-3).
+        activation_checkpointing: `block` keeps only the input of each block and recomputes the rest in the backward.
+        compile: torch.compile of each block.
+        threads: CPU threads a process uses; None leaves the choice to torch (torchrun sets one a process).
+    """
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    reduce_every_micro_batch: bool = False
+    reshard_after_forward: bool = True
+    activation_checkpointing: Literal["none", "block"] = "none"
+    compile: bool = False
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Resumable checkpoints, `RUN/checkpoints/step-N`.
+
+    Attributes:
+        every: Steps between checkpoints; 0 saves only at the end and when stopped.
+        keep_last: How many of the newest to keep; the one with the best validation loss is kept besides.
+        asynchronous: Write in a background thread while training goes on.
+        portable: Weights of the portable model at the end: the last ones, or those of the best validation loss.
+    """
+
+    every: int = 200
+    keep_last: int = 2
+    asynchronous: bool = True
+    portable: Literal["last", "best"] = "last"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Held-out evaluation.
+
+    Attributes:
+        every: Steps between evaluations during training; 0 evaluates only at the end.
+        max_tokens: Tokens of the validation split read each time during training; None reads all. The final figure
+            always reads all of it.
+        batch_size: Sequences a rank evaluates at once.
+        final_stride: New tokens scored by each window of the final evaluation; None is the sequence length (no overlap).
+            A smaller stride gives every token more context and costs proportionally more.
+    """
+
+    every: int = 100
+    max_tokens: int | None = 65_536
+    batch_size: int = 16
+    final_stride: int | None = None
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Texts written to `RUN/samples.txt` after training; no prompts, no samples."""
+
+    prompts: tuple[str, ...] = ()
+    max_new_tokens: int = 120
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run.
+
+    Attributes:
+        name: Folder of the run under `out`.
+        out: Where run folders live.
+        seed: Decides initial weights and data order, whatever the number of machines.
+        steps: Optimizer steps.
+        stop_at: Stop, checkpoint and exit after this step as if interrupted; the schedule still spans `steps`.
+        device: auto (CUDA, else MPS, else CPU), cuda, mps or cpu.
+        log_every: Steps between reads of the loss from the device; every step is recorded all the same.
+    """
+
+    name: str = "run"
+    out: str = "runs"
+    seed: int = 0
+    steps: int = 100
+    stop_at: int | None = None
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    log_every: int = 10
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1, f"steps must be at least 1, but is {self.steps}")
+        _require(self.log_every >= 1, f"log_every must be at least 1, but is {self.log_every}")
+        _require(self.batch.global_size >= 1, f"batch.global_size must be at least 1, but is {self.batch.global_size}")
+        _require(
+            1 <= self.optimizer.muon_iterations <= 5,
+            f"optimizer.muon_iterations must be 1 to 5, but is {self.optimizer.muon_iterations}",
+        )
+        _require(
+            self.data.sequence_length <= self.model.context_length,
+            f"data.sequence_length {self.data.sequence_length} is longer than model.context_length "
+            f"{self.model.context_length}: raise the latter or shorten the samples",
+        )
+        _require(
+            self.checkpoint.keep_last >= 1,
+            f"checkpoint.keep_last must be at least 1, but is {self.checkpoint.keep_last}: a resumable run needs one",
+        )
+
+        if self.checkpoint.portable == "best":
+            every, evaluate = self.checkpoint.every, self.evaluate.every
+            _require(
+                every > 0 and evaluate > 0 and every % evaluate == 0,
+                "checkpoint.portable=best needs a validation loss for every checkpoint: make checkpoint.every "
+                f"({every}) a multiple of evaluate.every ({evaluate})",
+            )
+
+    def evaluation_due(self, step: int) -> bool:
+        """Whether to evaluate after `step`. The end of a run evaluates everything anyway, so the last step only needs the
+        quick figure when it competes for the best checkpoint."""
+        if step == self.steps:
+            return self.checkpoint.portable == "best"
+        return self.evaluate.every > 0 and step % self.evaluate.every == 0
+
+    @property
+    def run_dir(self) -> Path:
+        """`RUN`: everything a run writes is under here."""
+        return Path(self.out) / self.name
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def valid_keys(cls: type, prefix: str = "") -> set[str]:
+    """Every dotted key that a YAML file or a command line may set, e.g. `optimizer.lr`."""
+    keys: set[str] = set()
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        key = f"{prefix}{f.name}"
+        keys.add(key)
+        for option in _members(hints[f.name]):
+            if dataclasses.is_dataclass(option):
+                keys |= valid_keys(typing.cast(type, option), f"{key}.")
+    return keys
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a union type, or the type itself."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.get_args(hint)
+    return (hint,)
+
+
+def _open_ended(cls: type, key: str) -> bool:
+    """True below a plain dict field, whose keys are the user's own."""
+    hint: Any = cls
+    for part in key.split("."):
+        options = [o for o in _members(hint) if dataclasses.is_dataclass(o)]
+        if not options:
+            return any(typing.get_origin(o) is dict or o is dict for o in _members(hint))
+        hints = typing.get_type_hints(options[0])
+        if part not in hints:
+            return False
+        hint = hints[part]
+    return False
+
+
+def check_keys(keys: list[str], where: str, cls: type = TrainConfig) -> None:
+    """Raise ValueError for a key that no configuration has, naming the nearest one that exists."""
+    known = valid_keys(cls)
+    for key in keys:
+        if key in known or _open_ended(cls, key):
+            continue
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        same_leaf = sorted(k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1])
+        hint = (same_leaf or near or [None])[0]
+        advice = f"did you mean `{hint}`?" if hint else "`--help` lists all keys"
+        raise ValueError(f"unknown key `{key}` in {where}: {advice}")
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, value in tree.items():
+        keys.append(f"{prefix}{name}")
+        if isinstance(value, dict):
+            keys += _flatten(value, f"{prefix}{name}.")
+    return keys
+
+
+def _check_yaml(path: Path) -> None:
+    if not path.is_file():
+        known = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ValueError(f"no such run file: {path}" + (f"; there are {', '.join(known)}" if known else ""))
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} must hold a mapping of keys to values, but holds {type(tree).__name__}")
+    check_keys(_flatten(tree), str(path))
+
+
+def _check_arguments(arguments: list[str]) -> None:
+    for position, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name == "--config":
+            _check_yaml(Path(value or (arguments[position + 1] if position + 1 < len(arguments) else "")))
+        elif name.startswith("--") and name not in ("--help", "--print_config"):
+            check_keys([name[2:]], "the command line")
+
+
+def _parser() -> Any:
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    parser = ArgumentParser(prog="python -m grist_train", description="Train a model: one YAML file is one run.")
+    parser.add_argument("--config", action=ActionConfigFile, help="a run file, e.g. train/runs/quickstart.yaml")
+    parser.add_class_arguments(TrainConfig)
+    return parser
+
+
+def parse(arguments: list[str] | None = None) -> TrainConfig:
+    """The configuration of a command line; wrong input ends the process with one line that says what is wrong."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        _check_arguments(arguments)
+        parser = _parser()
+        values = parser.instantiate_classes(parser.parse_args(arguments)).as_dict()
+        values.pop("config", None)
+        return TrainConfig(**values)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def load(path: str | Path, **overrides: Any) -> TrainConfig:
+    """Read a run file; `overrides` are dotted keys, e.g. `load(path, **{"optimizer.lr": 1e-3})`."""
+    return parse(["--config", str(path), *[f"--{key}={_scalar(value)}" for key, value in overrides.items()]])
+
+
+def _scalar(value: Any) -> str:
+    return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Plain nested values, as written to `RUN/config.yaml`."""
+    return _plain(dataclasses.asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,183 @@
+"""Processes, devices and sharding: the only file that knows how many ranks there are.
+
+One process is the same program as many: it opens a process group of size one (gloo), so that checkpoints and reductions need
+no second code path. Parameters are sharded with FSDP2 (`fully_shard`, PyTorch >= 2.11).
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint as recompute
+
+from grist_train.config import ComputeConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers.
+
+    Attributes:
+        rank, size: Position and number of processes.
+        local_rank: Position on this machine; the CUDA device it uses.
+        device: Where the model lives.
+        host_group: A gloo group for small host-side values, so that no device has to be waited for.
+        checkpoint_group: A second gloo group: the asynchronous checkpoint runs its collectives in a background thread, and
+            two threads must not share one group.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+    host_group: dist.ProcessGroup
+    checkpoint_group: dist.ProcessGroup
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """`auto` is CUDA, else MPS, else CPU. A named device that is not there is a ValueError."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        wanted = next(name for name, there in available.items() if there)
+    if not available[wanted]:
+        there = ", ".join(name for name, yes in available.items() if yes)
+        raise ValueError(f"device={wanted} was asked for, but this machine has: {there}. Use --device auto")
+    return torch.device("cuda", local_rank) if wanted == "cuda" else torch.device(wanted)
+
+
+def start(device: str, threads: int | None = None) -> World:
+    """Join the process group that torchrun describes, or open one of size one."""
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    target = pick_device(device, local_rank)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if target.type == "cuda":
+        torch.cuda.set_device(target)
+        torch.set_float32_matmul_precision("high")
+    backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
+    timeout = datetime.timedelta(minutes=30)
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    host = dist.new_group(backend="gloo")
+    background = dist.new_group(backend="gloo")
+    return World(rank, size, local_rank, target, host, background)
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def compute_dtype(config: ComputeConfig, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 on CUDA, float32 elsewhere (few CPUs have fast bfloat16, and MPS emulates parts of it)."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return DTYPES[config.dtype]
+
+
+def prepare_blocks(model: nn.Module, config: ComputeConfig) -> None:
+    """Per-block activation checkpointing and compilation; before `shard`, so that FSDP's hooks stay outside both."""
+    for block in blocks(model):
+        if config.activation_checkpointing == "block":
+            block.forward = functools.partial(recompute, block.forward, use_reentrant=False)
+        if config.compile:
+            block.compile()
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The decoder blocks, in order."""
+    return list(model.get_submodule("blocks").children())
+
+
+def shard(model: nn.Module, world: World, config: ComputeConfig) -> None:
+    """FSDP2: experts, then each block, then the rest (embedding, last norm, head), each its own unit of communication.
+
+    One rank computing in float32 stays plain: there is nothing to shard and nothing to cast.
+    """
+    dtype = compute_dtype(config, world.device)
+    if world.size == 1 and dtype == torch.float32:
+        return
+    if world.device.type == "mps":
+        raise ValueError("compute.dtype bfloat16 needs FSDP2, which MPS does not have: use --compute.dtype float32")
+    mesh = init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("data",))
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=DTYPES[config.reduce_dtype])
+    wrap = functools.partial(_fully_shard, mesh=mesh, policy=policy)
+    for block in blocks(model):
+        experts = getattr(getattr(block, "mlp", None), "experts", None)
+        if experts is not None:
+            wrap(experts, reshard_after_forward=config.reshard_after_forward)
+        wrap(block, reshard_after_forward=config.reshard_after_forward)
+    # The loss reads the unembedding after `hidden` has returned, so the root keeps its parameters gathered until then.
+    wrap(model, reshard_after_forward=False)
+    register_fsdp_forward_method(model, "hidden")
+
+
+def _fully_shard(module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, reshard_after_forward: bool) -> None:
+    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
+    assert isinstance(module, FSDPModule)
+    # The loss is already divided by the tokens of all ranks, so gradients are summed, not averaged. Gloo has no
+    # pre-multiplied sum, which a divide factor of 1 would otherwise ask for.
+    module.set_gradient_divide_factor(1.0)
+    module.set_force_sum_reduction_for_comms(True)
+
+
+def set_last_micro_batch(model: nn.Module, is_last: bool, config: ComputeConfig) -> None:
+    """Reduce gradients on the last micro-batch of a step only, unless the run prefers less memory."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(is_last or config.reduce_every_micro_batch)
+        model.set_is_last_backward(is_last)
+
+
+def sum_on_host(values: list[int], world: World) -> list[int]:
+    """Sum of small integers over the ranks, without touching the device."""
+    if world.size == 1:
+        return values
+    total = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(total, group=world.host_group)
+    return total.tolist()
+
+
+def sum_on_device(values: torch.Tensor, world: World) -> torch.Tensor:
+    """Sum of a tensor over the ranks, in place."""
+    if world.size > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def barrier(world: World) -> None:
+    """Wait for all ranks, on the host."""
+    if world.size > 1:
+        dist.barrier(group=world.host_group)
+
+
+def full_state_dict(model: nn.Module, world: World) -> dict[str, torch.Tensor]:
+    """All parameters and buffers, whole, on the main rank's CPU (empty elsewhere). One tensor is gathered at a time."""
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if world.is_main:
+            state[name] = whole.detach().cpu()
+    return state

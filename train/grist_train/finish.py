@@ -1,0 +1,82 @@
+"""What a run leaves behind: held-out figures, the portable directory, samples and curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import grist_model
+from grist_data import Shards, Tokenizer
+from grist_eval.bits_per_byte import bits_per_byte
+from grist_eval.samples import draw_samples, write_samples
+from torch import nn
+
+from grist_train import curves
+from grist_train.checkpoint import Checkpoints, write_json
+from grist_train.config import EvaluateConfig, TrainConfig
+from grist_train.distributed import World, barrier, full_state_dict
+
+
+def validate(
+    model: nn.Module, held_out: Shards, tokenizer: Tokenizer, config: TrainConfig, world: World, final: bool = False
+) -> dict[str, Any]:
+    """Bits per byte, perplexity and loss on the validation split; on all of it when `final`."""
+    settings: EvaluateConfig = config.evaluate
+    return bits_per_byte(
+        model,
+        held_out,
+        sequence_length=config.data.sequence_length,
+        stride=settings.final_stride if final else None,
+        batch_size=settings.batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        max_tokens=None if final else settings.max_tokens,
+        device=world.device,
+        tokenizer=tokenizer,
+        progress=final,
+    )
+
+
+def write_portable(model: nn.Module, tokenizer: Tokenizer, config: TrainConfig, world: World) -> Path:
+    """`RUN/model`: the Hugging Face directory of the model's family, gathered from all ranks and written by the first."""
+    directory = config.run_dir / "model"
+    state = full_state_dict(model, world)
+    if world.is_main:
+        grist_model.save(model, directory, tokenizer=tokenizer, state=state)
+    barrier(world)
+    return directory
+
+
+def finish(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    held_out: Shards | None,
+    checkpoints: Checkpoints,
+    config: TrainConfig,
+    world: World,
+) -> dict[str, Any] | None:
+    """Evaluate, write the portable directory, read it back, sample from it and plot. Returns the held-out figures.
+
+    Samples come from the files on disk, not from the model in memory: the run ends by proving that they load.
+    """
+    best = checkpoints.best()
+    if config.checkpoint.portable == "best" and best is not None:
+        checkpoints.load_weights(best["step"], model)
+    result = validate(model, held_out, tokenizer, config, world, final=True) if held_out is not None else None
+    directory = write_portable(model, tokenizer, config, world)
+    if world.is_main:
+        if result is not None:
+            write_json(config.run_dir / "evaluation.json", result)
+        if config.sample.prompts:
+            portable = grist_model.load(directory, device=world.device)
+            samples = draw_samples(
+                portable,
+                tokenizer,
+                config.sample.prompts,
+                max_new_tokens=config.sample.max_new_tokens,
+                device=str(world.device),
+            )
+            write_samples(samples, config.run_dir / "samples.txt")
+        curves.plot(config.run_dir / "metrics.jsonl", config.run_dir / "curves.png")
+    barrier(world)
+    return result

@@ -1,0 +1,44 @@
+"""Stopping without losing work: signals become a request that all ranks agree on at the end of a step."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+
+class StopRequest:
+    """Set by SIGTERM, SIGINT (Ctrl-C) or SIGUSR1; read once a step.
+
+    A second Ctrl-C stops at once. torchrun follows a Ctrl-C with a SIGTERM, which therefore counts as the same request.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def install(self) -> None:
+        """Take over the signals; call from the main thread."""
+        for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self.reason == "SIGINT" and name == "SIGINT":
+            raise KeyboardInterrupt
+        if self.reason is None:
+            self.reason = name
+            print(f"\n{name}: finishing this step, then saving. Ctrl-C again stops at once.", file=sys.stderr, flush=True)
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or the gradient norm is NaN or infinite; the run stops before anything worse is saved."""
+
+
+def require_finite(step: int, loss: float, grad_norm: float) -> None:
+    """Raise NonFiniteLossError for a step whose loss or gradient norm is not a finite number."""
+    if not (abs(loss) < float("inf") and abs(grad_norm) < float("inf")):
+        raise NonFiniteLossError(
+            f"step {step}: loss {loss}, gradient norm {grad_norm}. The checkpoints before it are intact; try a lower "
+            "learning rate, a longer warmup or gradient clipping (optimizer.lr, schedule.warmup_steps, optimizer.clip)"
+        )

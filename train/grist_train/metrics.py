@@ -1,0 +1,239 @@
+"""What a run reports while it goes: a live bar for people, `metrics.jsonl` and TensorBoard for programs.
+
+The loss stays on the device between reads (`log_every` steps), so that reporting never makes the device wait.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from grist_model.accounting import flops_per_token
+from tqdm import tqdm
+
+from grist_train.config import TrainConfig
+from grist_train.distributed import World
+from grist_train.guard import require_finite
+
+# Dense bfloat16 peaks in FLOP/s from the vendors' data sheets (without sparsity), by a part of the device's name.
+PEAK_FLOPS = {
+    "B200": 2250e12,
+    "GB200": 2500e12,
+    "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "MI300X": 1307e12,
+    "MI250X": 383e12,
+}
+MFU_FORMULA = (
+    "MFU = tokens/s * training FLOPs per token (grist_model.accounting.flops_per_token: causal, window-aware) / peak FLOP/s"
+)
+
+
+def peak_flops(device: torch.device) -> tuple[float, str]:
+    """Peak FLOP/s of one device and where the figure comes from: a data sheet, or a measured matrix product."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for part, peak in PEAK_FLOPS.items():
+            if part in name:
+                return peak, f"{name} data sheet, dense bfloat16"
+    return _measured_matmul_flops(device), f"measured 512 x 512 matrix product on {device.type}"
+
+
+def _measured_matmul_flops(device: torch.device, size: int = 512, budget_s: float = 0.1) -> float:
+    a = torch.rand(size, size, device=device)
+    best, start = float("inf"), time.perf_counter()
+    while time.perf_counter() - start < budget_s:
+        began = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def environment(config: TrainConfig, world: World) -> dict[str, Any]:
+    """What a reader needs to run this again: versions, device, commit, command."""
+    cuda = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
+    return {
+        "command": ["python", "-m", "grist_train", *sys.argv[1:]],
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": cuda or world.device.type,
+        "world_size": world.size,
+        "threads": torch.get_num_threads(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "run": config.name,
+    }
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+class Metrics:
+    """Rows of `metrics.jsonl`, TensorBoard scalars and the live bar; silent on ranks other than the first.
+
+    A row a step: `step, tokens, loss, grad_norm, lr, tokens_per_second, mfu, seconds`, and in a mixture of experts
+    `aux_loss, z_loss, router_entropy, load_max_over_mean, load_cv, dead_experts` (lists over layers).
+    """
+
+    def __init__(self, config: TrainConfig, world: World, first_step: int, tokens_per_step: int, seconds: float) -> None:
+        self.config, self.world, self.tokens_per_step = config, world, tokens_per_step
+        self.pending: list[tuple[int, float, torch.Tensor]] = []
+        self.seconds_before, self.start = seconds, time.perf_counter()
+        self.last_read, self.last_step = self.start, first_step
+        self.last_loss = float("nan")
+        self.rows = self.writer = None
+        if not world.is_main:
+            return
+        peak, self.peak_source = peak_flops(world.device)
+        self.peak = peak * world.size if world.device.type == "cuda" else peak
+        self.flops_per_token = flops_per_token(config.model, config.data.sequence_length)
+        truncate_rows(config.run_dir / "metrics.jsonl", first_step)
+        self.rows = open(config.run_dir / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(config.run_dir / "tensorboard"), purge_step=first_step + 1)
+        self.bar = tqdm(
+            total=config.steps, initial=first_step, unit="step", desc=config.name, dynamic_ncols=True, disable=None
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, all earlier parts of the run included."""
+        return self.seconds_before + time.perf_counter() - self.start
+
+    def step(self, step: int, lr: float, values: torch.Tensor) -> None:
+        """Record a finished step. `values` stays on the device: loss, gradient norm, then the router's figures."""
+        self.pending.append((step, lr, values))
+        if step % self.config.log_every == 0 or step == self.config.steps:
+            self.flush()
+
+    def flush(self) -> None:
+        """Read the recorded values, check that they are finite (on every rank alike), and write them out."""
+        if not self.pending:
+            return
+        table = torch.stack([values for _, _, values in self.pending]).tolist()
+        now = time.perf_counter()
+        steps, elapsed = len(table), now - self.last_read
+        rate = steps * self.tokens_per_step / elapsed
+        self.last_read = now
+        for (step, lr, _), values in zip(self.pending, table, strict=True):
+            self.last_loss = values[0]
+            row = {"step": step, "tokens": step * self.tokens_per_step, "loss": values[0], "grad_norm": values[1], "lr": lr}
+            if self.rows is not None:
+                row |= {"tokens_per_second": round(rate, 1), "mfu": round(rate * self.flops_per_token / self.peak, 4)}
+                row |= self._router_row(values[2:])
+                self._write(row | {"seconds": round(self.seconds, 3)})
+            require_finite(step, values[0], values[1])
+        if self.rows is not None:
+            self._show(self.pending[-1][0], steps, rate)
+        self.pending.clear()
+
+    def _router_row(self, values: list[float]) -> dict[str, Any]:
+        if not values:
+            return {}
+        layers, experts = self.config.model.layers, self.config.model.experts
+        entropy, counts = values[2 : 2 + layers], values[2 + layers :]
+        load = [counts[i * experts : (i + 1) * experts] for i in range(layers)]
+        mean = [sum(c) / experts for c in load]
+        variance = [sum((x - m) ** 2 for x in c) / experts for c, m in zip(load, mean, strict=True)]
+        return {
+            "aux_loss": values[0],
+            "z_loss": values[1],
+            "router_entropy": sum(entropy) / layers,
+            "load_max_over_mean": [round(max(c) / m, 4) for c, m in zip(load, mean, strict=True)],
+            "load_cv": [round(v**0.5 / m, 4) for v, m in zip(variance, mean, strict=True)],
+            "dead_experts": [sum(x == 0 for x in c) for c in load],
+        }
+
+    def validation(self, step: int, result: dict[str, Any]) -> None:
+        """Record a held-out evaluation."""
+        if self.rows is None:
+            return
+        row = {
+            "step": step,
+            "validation_loss": result["loss"],
+            "validation_bits_per_byte": result["bits_per_byte"],
+            "validation_perplexity": result["perplexity"],
+            "seconds": round(self.seconds, 3),
+        }
+        self._write(row)
+        self.say(f"step {step}: held-out {result['bits_per_byte']:.4f} bits per byte, perplexity {result['perplexity']:.2f}")
+
+    def pause(self) -> None:
+        """Time from here to `resume` (evaluation, say) does not count in tokens per second."""
+        self.flush()
+        self._paused_at = time.perf_counter()
+
+    def resume(self) -> None:
+        self.last_read += time.perf_counter() - self._paused_at
+
+    def say(self, text: str) -> None:
+        """One line for people, above the bar."""
+        if self.rows is not None:
+            tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        if self.rows is not None and self.writer is not None:
+            self.bar.close()
+            self.rows.close()
+            self.writer.close()
+
+    def _show(self, step: int, steps: int, rate: float) -> None:
+        mfu = rate * self.flops_per_token / self.peak
+        self.bar.set_postfix_str(f"loss {self.last_loss:.4f}, {rate:,.0f} tok/s, MFU {mfu:.1%}", refresh=False)
+        self.bar.update(steps)
+        if self.bar.disable:
+            left = (self.config.steps - step) * self.tokens_per_step / rate
+            print(
+                f"step {step}/{self.config.steps}  loss {self.last_loss:.4f}  {rate:,.0f} tok/s  MFU {mfu:.1%}  "
+                f"{left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _write(self, row: dict[str, Any]) -> None:
+        assert self.rows is not None and self.writer is not None
+        self.rows.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if isinstance(value, float):
+                self.writer.add_scalar(name, value, row["step"])
+            elif isinstance(value, list):
+                for layer, item in enumerate(value):
+                    self.writer.add_scalar(f"{name}/layer_{layer}", item, row["step"])
+
+
+def truncate_rows(path: Path, step: int) -> None:
+    """Drop rows after `step`, which a run that resumes there will write again, and a half-written last line."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if row["step"] <= step:
+            kept.append(line + "\n")
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    partial.replace(path)
