@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import grist_model
 import torch
+
+import grist_model
 from grist_data import Tokenizer
 from grist_data.tokenizer_training import train_bpe
 

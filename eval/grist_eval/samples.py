@@ -37,7 +37,7 @@ def draw_samples(
     prompts: Sequence[str],
     *,
     settings: Sequence[Sampling] = SETTINGS,
-    max_new_tokens: int = 100,
+    max_new_tokens: int,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = False,

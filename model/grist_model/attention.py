@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import grist_kernels
 from grist_model.config import ModelConfig
+from grist_model.layers import Linear
 
 
 class KVCache:
@@ -79,10 +80,10 @@ class Attention(nn.Module):
         self.head_width = H = config.attention_head_width
         self.window = config.layer_window(layer)
         bias = config.attention_bias
-        self.q = nn.Linear(config.width, config.heads * H, bias=bias)
-        self.k = nn.Linear(config.width, config.kv_heads * H, bias=bias)
-        self.v = nn.Linear(config.width, config.kv_heads * H, bias=bias)
-        self.o = nn.Linear(config.heads * H, config.width, bias=bias)
+        self.q = Linear(config.width, config.heads * H, bias=bias)
+        self.k = Linear(config.width, config.kv_heads * H, bias=bias)
+        self.v = Linear(config.width, config.kv_heads * H, bias=bias)
+        self.o = Linear(config.heads * H, config.width, bias=bias)
         self.sinks = nn.Parameter(torch.empty(config.heads)) if config.sinks else None
 
     def forward(
@@ -94,6 +95,11 @@ class Attention(nn.Module):
         cache: KVCache | None = None,
     ) -> Tensor:
         """x (B, T, D) -> (B, T, D). cos, sin as RotaryAngles makes them; cu_seqlens over the flattened B * T stream."""
+        if cos.dtype != torch.float32:
+            raise ValueError(
+                f"cos and sin must be float32, but are {cos.dtype}: rounded angles turn distant tokens wrongly. "
+                "With FSDP, use MixedPrecisionPolicy(cast_forward_inputs=False)"
+            )
         q_BTNH = self.q(x_BTD).unflatten(-1, (-1, self.head_width))
         k_BTKH = self.k(x_BTD).unflatten(-1, (-1, self.head_width))
         v_BTKH = self.v(x_BTD).unflatten(-1, (-1, self.head_width))

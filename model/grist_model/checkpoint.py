@@ -104,15 +104,14 @@ def load(
     hf_config = _read_json(directory / "config.json", directory)
     config = ModelConfig.from_hf(hf_config)
     maps = family_of_hf(hf_config).tensors(config)
-    model = build(config, device="meta", dtype=dtype)
-    wanted = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    model = build(config, device="meta")
     device = torch.device("cpu" if device is None else device)
     state: dict[str, Tensor] = {}
     with ExitStack() as stack:
         read = _open_weights(directory, maps, stack)
         for tensor_map in _progress(maps, _bytes_of(maps, dtype or torch.float32), "load"):
             tensor = _read_tensor(tensor_map, read, directory)
-            state[tensor_map.name] = tensor.to(device, wanted[tensor_map.name] if dtype is not None else tensor.dtype)
+            state[tensor_map.name] = tensor.to(device, _target_type(tensor_map, tensor, dtype))
     model.load_state_dict(state, strict=True, assign=True)
     model.rope.reset(device)
     return model
@@ -227,7 +226,7 @@ def _write_weights(
 ) -> list[Tensor]:
     """Write the files and their index; returns one empty tensor of each type written."""
     stored = [m for m in maps if m.hf_name is not None]
-    types = {m.name: _stored_type(m, state, dtype) for m in stored}
+    types = {m.name: _target_type(m, state[m.name], dtype) for m in stored}
     sizes = {m.name: state[m.name].numel() * types[m.name].itemsize for m in stored}
     files = _split(stored, sizes, max_file_bytes)
     weight_map: dict[str, str] = {}
@@ -246,10 +245,10 @@ def _write_weights(
     return [torch.empty(0, dtype=t) for t in Counter(types.values())]
 
 
-def _stored_type(tensor_map: TensorMap, state: Mapping[str, Tensor], dtype: torch.dtype | None) -> torch.dtype:
-    tensor = state[tensor_map.name]
-    keeps = dtype is None or not tensor.is_floating_point() or tensor_map.name.endswith("selection_bias")
-    return tensor.dtype if keeps else dtype  # pyright: ignore[reportReturnType]
+def _target_type(tensor_map: TensorMap, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    if dtype is None or not tensor.is_floating_point() or tensor_map.name.endswith("selection_bias"):
+        return tensor.dtype
+    return dtype
 
 
 def _split(maps: list[TensorMap], sizes: Mapping[str, int], max_file_bytes: int) -> list[list[TensorMap]]:

@@ -5,6 +5,7 @@ torch is imported inside the functions, so that `import grist_model` stays quick
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -122,14 +123,18 @@ def _as_prompts(ids: Sequence[int] | Sequence[Sequence[int]] | Tensor) -> tuple[
     listed: list[Any] = ids.tolist() if hasattr(ids, "tolist") else list(ids)  # pyright: ignore
     if not listed:
         raise ValueError("the prompt is empty: a model needs at least one id to start from, such as the end-of-text id")
-    single = isinstance(listed[0], int)
-    prompts = [listed] if single else [list(prompt) for prompt in listed]
-    for prompt in prompts:
-        if not prompt:
-            raise ValueError("a prompt of the batch is empty: every one needs at least one id")
-        if not all(isinstance(token, int) and not isinstance(token, bool) for token in prompt):
-            raise ValueError("prompts must be sequences of integer ids, or a batch of such sequences")
+    single = not hasattr(listed[0], "__len__")
+    prompts = [_as_ids(prompt) for prompt in ([listed] if single else listed)]
     return prompts, single
+
+
+def _as_ids(prompt: Any) -> list[int]:
+    if len(prompt) == 0:
+        raise ValueError("a prompt of the batch is empty: every one needs at least one id")
+    try:
+        return [operator.index(token) for token in prompt]  # NumPy integers and one-element tensors too, no floats
+    except TypeError as error:
+        raise ValueError("prompts must be sequences of integer ids, or a batch of such sequences") from error
 
 
 def _check(model: Transformer, prompts: list[list[int]], max_new_tokens: int) -> None:

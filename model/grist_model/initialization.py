@@ -78,12 +78,11 @@ def _block_seed(seed: int, name: str, block: int) -> int:
 
 def _local_part(parameter: nn.Parameter) -> tuple[Tensor, tuple[int, ...]]:
     """The tensor this process holds and where it starts in the whole parameter."""
-    if not torch.distributed.is_available():
+    if not hasattr(parameter, "to_local"):
         return parameter.detach(), (0,) * parameter.dim()
-    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor import DTensor  # here: a model on one process need not wait for this import
 
-    if not isinstance(parameter, DTensor):
-        return parameter.detach(), (0,) * parameter.dim()
+    assert isinstance(parameter, DTensor)
     # Not public, but what torch.distributed.checkpoint itself places shards with; uneven and empty shards included.
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 

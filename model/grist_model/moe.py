@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import grist_kernels
 from grist_model.config import ModelConfig
+from grist_model.layers import Linear
 
 
 class LayerStats(NamedTuple):
@@ -143,8 +144,8 @@ class DenseMLP(nn.Module):
     def __init__(self, config: ModelConfig, width: int):
         super().__init__()
         self.alpha, self.limit = config.swiglu_alpha, config.swiglu_limit
-        self.gate_up = nn.Linear(config.width, 2 * width, bias=config.mlp_bias)
-        self.down = nn.Linear(width, config.width, bias=config.mlp_bias)
+        self.gate_up = Linear(config.width, 2 * width, bias=config.mlp_bias)
+        self.down = Linear(width, config.width, bias=config.mlp_bias)
 
     def forward(self, x_BTD: Tensor, return_stats: bool = False) -> tuple[Tensor, None]:
         return self.down(grist_kernels.swiglu(self.gate_up(x_BTD), alpha=self.alpha, limit=self.limit)), None

@@ -61,12 +61,16 @@ class RotaryAngles(nn.Module):
         super().__init__()
         self.width, self.theta, self.yarn = config.attention_head_width, config.rope_theta, config.yarn
         self.magnitude = magnitude(config.yarn)
-        self.register_buffer("frequency_P", frequencies(self.width, self.theta, self.yarn), persistent=False)
+        self.register_buffer("frequency_P", torch.empty(self.width // 2), persistent=False)
+        self.reset()
 
     def reset(self, device: torch.device | str | None = None) -> None:
         """Compute the buffer again, on a device (None: where it is)."""
         target = torch.device(device) if device is not None else self.frequency_P.device
-        self.frequency_P = frequencies(self.width, self.theta, self.yarn, target)
+        if target.type == "meta":  # the first torch.arange on meta takes a second of imports
+            self.frequency_P = torch.empty(self.width // 2, device=target)
+        else:
+            self.frequency_P = frequencies(self.width, self.theta, self.yarn, target)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryAngles:
         super()._apply(fn, recurse)

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import grist_kernels
 from grist_model.attention import Attention, KVCache
 from grist_model.config import ModelConfig
+from grist_model.layers import Embedding, Linear, RMSNorm
 from grist_model.moe import DenseMLP, LayerStats, MoE, Router, RouterStats
 from grist_model.rope import RotaryAngles
 
@@ -22,17 +22,6 @@ _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|mo
 def plain_name(name: str) -> str:
     """A parameter's name as in the bare model, whatever wraps its modules."""
     return _WRAPPERS.sub("", name)
-
-
-class RMSNorm(nn.Module):
-    def __init__(self, width: int, eps: float):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.empty(width))
-
-    def forward(self, x: Tensor, residual: Tensor | None = None):
-        """-> y, or (y, x + residual) when a residual is given."""
-        return grist_kernels.rms_norm(x, self.weight, self.eps, residual=residual)
 
 
 class Block(nn.Module):
@@ -71,11 +60,11 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.embedding = Embedding(config.vocab_size, config.width)
         self.rope = RotaryAngles(config)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
-        self.head = None if config.tied_embeddings else nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = None if config.tied_embeddings else Linear(config.width, config.vocab_size, bias=False)
 
     @property
     def unembedding(self) -> nn.Parameter:
@@ -244,11 +233,8 @@ def build(
     from grist_model.initialization import initialize
 
     target = torch.device("cpu" if device is None else device)
-    with torch.device("meta"):
-        model = Transformer(config)
-    model.to(dtype or torch.float32)
-    if target.type == "meta":
-        return model
-    model.to_empty(device=target)
-    initialize(model, seed=0)
+    with target:
+        model = Transformer(config).to(dtype or torch.float32)
+    if target.type != "meta":
+        initialize(model, seed=0)
     return model

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from tiny_house import model, tokenizer
+
 from grist_eval.completion import GREEDY, complete, describe, prompt_ids, room_for_prompt
 from grist_eval.generation import Example, evaluate_generation
 from grist_eval.samples import SETTINGS, draw_samples, format_samples, write_samples
 from grist_model.generate import Sampling
-from tiny_house import model, tokenizer
 
 PROMPTS = ["The miller", "Water turned the wheel", ""]
 
@@ -73,22 +74,25 @@ def test_a_completion_stops_before_the_end_of_text(subject):
 
 
 def test_samples_come_prompt_by_prompt_and_repeat_under_a_seed(subject):
-    first = draw_samples(*subject, PROMPTS, max_new_tokens=6, seed=3)
+    network, of_text = subject
+    first = draw_samples(network, of_text, PROMPTS, max_new_tokens=6, seed=3)
     assert [(sample.prompt, sample.sampling) for sample in first] == [(p, s) for p in PROMPTS for s in SETTINGS]
-    assert first == draw_samples(*subject, PROMPTS, max_new_tokens=6, seed=3)
-    other = draw_samples(*subject, PROMPTS, max_new_tokens=6, seed=4)
+    assert first == draw_samples(network, of_text, PROMPTS, max_new_tokens=6, seed=3)
+    other = draw_samples(network, of_text, PROMPTS, max_new_tokens=6, seed=4)
     greedy = [i for i, sample in enumerate(first) if sample.sampling == GREEDY]
     assert [first[i] for i in greedy] == [other[i] for i in greedy]
     assert first != other
 
 
 def test_no_prompt_is_refused(subject):
+    network, of_text = subject
     with pytest.raises(ValueError, match="no prompts"):
-        draw_samples(*subject, [])
+        draw_samples(network, of_text, [], max_new_tokens=4)
 
 
 def test_samples_are_written_to_be_read(tmp_path, subject):
-    samples = draw_samples(*subject, PROMPTS[:2], max_new_tokens=4)
+    network, of_text = subject
+    samples = draw_samples(network, of_text, PROMPTS[:2], max_new_tokens=4)
     path = write_samples(samples, tmp_path / "samples.txt", {"model": "tiny"})
     text = path.read_text(encoding="utf-8")
     assert text == format_samples(samples, {"model": "tiny"})
@@ -112,5 +116,6 @@ def test_generation_scores_its_own_greedy_text_as_perfect(subject):
 
 
 def test_generation_refuses_an_empty_batch(subject):
+    network, of_text = subject
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
-        evaluate_generation(*subject, [Example("a", ["b"])], batch_size=0)
+        evaluate_generation(network, of_text, [Example("a", ["b"])], batch_size=0)

@@ -34,14 +34,14 @@ def tiny() -> Callable[..., ModelConfig]:
 
 @pytest.fixture
 def make_model(tiny: Callable[..., ModelConfig]) -> Callable[..., Transformer]:
-    """make_model(field=value, ...) -> a tiny model in which no parameter is zero or one, so that none can be ignored."""
+    """make_model(field=value, ...) -> a tiny model in which no parameter is zero or one: none can be ignored."""
 
     def make(**changes) -> Transformer:
         model = build(tiny(**changes))
         generator = torch.Generator().manual_seed(7)
         with torch.no_grad():
             for parameter in model.parameters():
-                scale = 0.5 if parameter.dim() == 1 else 0.1
+                scale = 0.5 if parameter.dim() == 1 else 0.3
                 parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
         return model
 

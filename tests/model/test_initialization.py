@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from grist_model import ModelConfig, build, initialize
 
 
 def test_values_depend_on_seed_and_name_only(tiny):
-    one, again, deeper = build(tiny()), build(tiny()), build(tiny(layers=5))
+    one: Any = build(tiny())
+    again: Any = build(tiny())
+    deeper: Any = build(tiny(layers=5))
     initialize(again, seed=0)
     for name, parameter in one.named_parameters():
         assert torch.equal(parameter, dict(again.named_parameters())[name]), name
@@ -28,7 +31,7 @@ def test_initialize_ignores_the_global_generator(tiny):
 
 def test_spread_of_the_values():
     config = ModelConfig(layers=8, width=128, vocab_size=700, expert_width=64, balance="bias", shared_expert_width=64)
-    model = build(config)
+    model: Any = build(config)
     residual = 0.02 / math.sqrt(16)
     block = model.blocks[3]
     for weight, std in [
@@ -40,8 +43,8 @@ def test_spread_of_the_values():
         (block.mlp.experts.w_down, residual),
         (block.mlp.shared.down.weight, residual),
     ]:
-        assert float(weight.std()) == pytest.approx(std, rel=0.05)
-        assert abs(float(weight.mean())) < 0.05 * std
+        assert weight.std().item() == pytest.approx(std, rel=0.05)
+        assert abs(weight.mean().item()) < 0.05 * std
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             assert bool((parameter == 1).all()), name
@@ -51,7 +54,7 @@ def test_spread_of_the_values():
 
 
 def test_blocks_and_experts_differ():
-    model = build(ModelConfig(vocab_size=1024))
+    model: Any = build(ModelConfig(vocab_size=1024))
     rows = model.embedding.weight
     assert not torch.equal(rows[:256], rows[256:512])
     experts = model.blocks[0].mlp.experts.w_down
@@ -59,12 +62,14 @@ def test_blocks_and_experts_differ():
 
 
 def test_type_of_numbers_does_not_change_the_draw(tiny):
-    exact, rounded = build(tiny()), build(tiny(), dtype=torch.bfloat16)
+    exact: Any = build(tiny())
+    rounded: Any = build(tiny(), dtype=torch.bfloat16)
     assert torch.equal(rounded.head.weight, exact.head.weight.to(torch.bfloat16))
 
 
 def test_wrapped_modules_keep_their_names(tiny):
-    plain, wrapped = build(tiny()), build(tiny())
+    plain: Any = build(tiny())
+    wrapped: Any = build(tiny())
     wrapped.blocks[0] = torch.compile(wrapped.blocks[0])  # adds "_orig_mod." to the names; compiles only when called
     initialize(wrapped, seed=0)
     expected = dict(plain.named_parameters())
@@ -75,7 +80,7 @@ def test_wrapped_modules_keep_their_names(tiny):
 
 def test_meta_parameters_are_refused_and_materialised_ones_filled(tiny):
     model = build(tiny(), device="meta")
-    with pytest.raises(ValueError, match="embedding.weight is on the meta device"):
+    with pytest.raises(ValueError, match=r"embedding\.weight is on the meta device"):
         initialize(model, seed=0)
     model.to_empty(device="cpu")
     initialize(model, seed=0)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from grist_model import RouterStats
 from grist_model.moe import MoE, Router
 
 
-def filled(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+def filled(module: Any, seed: int = 0) -> Any:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -19,7 +21,7 @@ def test_router_is_softmax_after_top_k(tiny):
     router = filled(Router(tiny()))
     x = torch.randn(2, 5, 32)
     ids, weights, stats = router(x)
-    logits = (x @ router.weight.T + router.bias).flatten(0, 1)
+    logits = (x @ router.weight.T + router.bias).flatten(0, 1).detach()
     for row in range(10):
         best = sorted(range(4), key=lambda e: -float(logits[row, e]))[:2]
         assert ids[row].tolist() == best
@@ -54,7 +56,7 @@ def test_statistics_follow_their_definitions(tiny):
     x = torch.randn(3, 8, 32)
     ids, _, stats = router(x, return_stats=True)
     logits = x.double() @ router.weight.T.double() + router.bias.double()
-    p = logits.softmax(-1)
+    p = logits.detach().softmax(-1)
     aux = 0.0
     for b in range(3):
         chosen = ids.view(3, 8 * 2)[b]
@@ -62,8 +64,8 @@ def test_statistics_follow_their_definitions(tiny):
         aux += 4 * float((share * p[b].mean(0)).sum()) * 8
     assert stats.tokens_per_expert_E.tolist() == torch.bincount(ids.flatten(), minlength=4).tolist()
     assert stats.tokens_per_expert_E.dtype == torch.int64
-    assert float(stats.aux_loss_sum) == pytest.approx(aux, rel=1e-5)
-    assert float(stats.z_loss_sum) == pytest.approx(float(logits.logsumexp(-1).square().sum()), rel=1e-5)
+    assert stats.aux_loss_sum.item() == pytest.approx(aux, rel=1e-5)
+    assert stats.z_loss_sum.item() == pytest.approx(logits.logsumexp(-1).square().sum().item(), rel=1e-5)
     assert float(stats.entropy_sum) == pytest.approx(float(-(p * p.log()).sum()), rel=1e-5)
 
 
@@ -75,7 +77,7 @@ def test_perfect_balance_costs_one_per_layer_and_token(make_model, ids):
             router.bias.zero_()
     _, stats = model.hidden(ids, return_router=True)
     # Equal logits: probabilities are uniform, so that whatever top-k picks, sum_e f_e P_e is 1 / E.
-    assert float(stats.aux_loss_sum) == pytest.approx(model.config.layers * ids.numel(), rel=1e-5)
+    assert stats.aux_loss_sum.item() == pytest.approx(model.config.layers * ids.numel(), rel=1e-5)
     assert stats.entropy_sum_L.tolist() == pytest.approx([ids.numel() * torch.tensor(4.0).log().item()] * 3, rel=1e-5)
 
 
@@ -102,13 +104,13 @@ def test_dense_model_has_empty_statistics(make_model, ids):
     _, stats = model.hidden(ids, return_router=True)
     assert isinstance(stats, RouterStats)
     assert stats.tokens_per_expert_LE.shape == (3, 0)
-    assert float(stats.aux_loss_sum) == float(stats.z_loss_sum) == 0.0
+    assert stats.aux_loss_sum.item() == stats.z_loss_sum.item() == 0.0
 
 
 def test_selection_bias_steers_the_choice_but_not_the_weights(tiny):
     router = filled(Router(tiny(balance="bias")))
     x = torch.randn(2, 6, 32)
-    logits = (x @ router.weight.T + router.bias).flatten(0, 1)
+    logits = (x @ router.weight.T + router.bias).flatten(0, 1).detach()
     router.selection_bias.copy_(torch.tensor([100.0, 0.0, 50.0, 0.0]))
     ids, weights, _ = router(x)
     assert ids.tolist() == [[0, 2]] * 12

@@ -50,7 +50,7 @@ def test_angles_stay_float32_and_right(conversion):
         assert rope.frequency_P.is_meta
         rope.to_empty(device="cpu")
     else:
-        rope.to(getattr(torch, {"half": "float16"}.get(conversion, conversion)))
+        rope.to(torch.bfloat16 if conversion == "bfloat16" else torch.float16)
     assert rope.frequency_P.dtype == torch.float32
     assert torch.equal(rope.frequency_P, expected)
     assert not rope.state_dict()

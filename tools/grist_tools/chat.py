@@ -155,7 +155,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         model, tokenizer, _ = open_model(options)
         template = find_template(options.directory, tokenizer)
-        Chat(model, tokenizer, sampling_of(options), template=template, system=options.system).run()
+        sampling = sampling_of(options, model.config.context_length)
+        Chat(model, tokenizer, sampling, template=template, system=options.system).run()
     except (ValueError, OSError) as error:
         return fail("chat", error)
     return 0

@@ -65,7 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
         prompt = sys.stdin.read() if options.prompt is None else options.prompt
         model, tokenizer, device = open_model(options)
         started = time.perf_counter()
-        count = write_continuation(model, tokenizer, prompt, sampling_of(options), sys.stdout)
+        sampling = sampling_of(options, model.config.context_length)
+        count = write_continuation(model, tokenizer, prompt, sampling, sys.stdout)
     except (ValueError, OSError) as error:
         return fail("generate", error)
     except KeyboardInterrupt:

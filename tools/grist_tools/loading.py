@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from grist_data import Tokenizer
 
+NEW_TOKENS = 200
 DTYPES = ["float32", "bfloat16", "float16"]
 
 
@@ -19,7 +20,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-new-tokens", type=int, default=200, help="tokens to write (default: %(default)s)")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        help=f"tokens to write (default: {NEW_TOKENS}, or half the context if that is less)",
+    )
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
     parser.add_argument("--top-k", type=int, help="sample among the k likeliest tokens")
     parser.add_argument("--top-p", type=float, help="sample among the likeliest tokens that reach this probability")
@@ -27,10 +32,13 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="makes the samples repeatable")
 
 
-def sampling_of(options: argparse.Namespace) -> dict[str, Any]:
+def sampling_of(options: argparse.Namespace, context_length: int) -> dict[str, Any]:
     """The sampling options as `grist_model.generate` takes them."""
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
-    return {name: getattr(options, name) for name in names}
+    chosen = {name: getattr(options, name) for name in names}
+    if chosen["max_new_tokens"] is None:
+        chosen["max_new_tokens"] = min(NEW_TOKENS, context_length // 2)
+    return chosen
 
 
 def open_model(options: argparse.Namespace) -> tuple[Any, Tokenizer, str]:

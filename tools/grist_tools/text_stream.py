@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 def text_of(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
     """Pieces of text that join to the text of all ids.
 
-    Byte-level tokens may end inside a character: its bytes wait for the rest, and become U+FFFD if that never comes, as
-    when all ids are decoded at once. Tokens of other kinds look different beside their neighbours, so their text is shown
-    word by word, when the next word has begun.
+    Byte-level tokens may end inside a character: its bytes wait for the rest, and become U+FFFD if that never comes,
+    as when all ids are decoded at once. Tokens of other kinds look different beside their neighbours, so their text is
+    shown word by word, when the next word has begun.
     """
     if _spells_bytes(tokenizer):
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")

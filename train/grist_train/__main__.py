@@ -18,19 +18,23 @@ def main(config: TrainConfig) -> None:
     """One run, from text to a portable model."""
     # 0) Imported here so that `--help` and a mistyped key answer at once.
     from grist_train import distributed
+    from grist_train.guard import is_for_the_user
 
-    world = distributed.start(config.device, config.compute.threads)
     try:
+        world = distributed.start(config.device, config.compute.threads)
         run(config, world)
+    except Exception as error:
+        if not is_for_the_user(error):
+            raise
+        raise SystemExit(f"error: {error}") from None
     finally:
         distributed.stop()
 
 
-def run(config: TrainConfig, world) -> None:  # noqa: ANN001 - World, imported late
-    import grist_model
-    import torch
-    from grist_data import Batches
+def run(config: TrainConfig, world) -> None:
 
+    import grist_model
+    from grist_data import Batches
     from grist_train import distributed, optimizer
     from grist_train.checkpoint import Checkpoints
     from grist_train.finish import finish, validate
@@ -138,7 +142,9 @@ def run(config: TrainConfig, world) -> None:  # noqa: ANN001 - World, imported l
     result = finish(model, tokenizer, held_out, checkpoints, config, world)
     if result is not None:
         metrics.validation(step, result)
-    metrics.say(f"{metrics.seconds:.0f} s. Portable model: {config.run_dir / 'model'}; samples: {config.run_dir / 'samples.txt'}")
+    metrics.say(
+        f"{metrics.seconds:.0f} s. Portable model: {config.run_dir / 'model'}; samples: {config.run_dir / 'samples.txt'}"
+    )
     metrics.close()
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -27,6 +28,8 @@ from torch.distributed.checkpoint.state_dict import (
 
 from grist_train.distributed import World, barrier, sum_on_host
 
+# Whatever the storage raises. CheckpointException, which collects the errors of all ranks, is not an Exception.
+FAILURES = (Exception, CheckpointException)
 STATE_FILE = "state.json"
 FORMAT = 1
 
@@ -75,9 +78,7 @@ class Checkpoints:
     def path(self, step: int) -> Path:
         return self.directory / f"step-{step}"
 
-    def save(
-        self, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer], state: dict[str, Any]
-    ) -> None:
+    def save(self, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer], state: dict[str, Any]) -> None:
         """Begin to write `step-N`, after finishing the one under way.
 
         `state` goes to `state.json`; when it has a `validation_loss`, the lowest one seen marks the best checkpoint.
@@ -89,16 +90,14 @@ class Checkpoints:
         tensors = _tensors(model, optimizers)
         future: Future = Future()
         if self.asynchronous:
-            response = dcp.async_save(
-                tensors, checkpoint_id=str(partial), process_group=self.world.checkpoint_group
-            )
+            response = dcp.async_save(tensors, checkpoint_id=str(partial), process_group=self.world.checkpoint_group)
             assert isinstance(response, Future)
             future = response
         else:
             try:
                 dcp.save(tensors, checkpoint_id=str(partial), process_group=self.world.checkpoint_group)
                 future.set_result(None)
-            except Exception as error:
+            except FAILURES as error:
                 future.set_exception(error)
         self.pending = Pending(step, future, {"format": FORMAT, "step": step, **state})
 
@@ -124,13 +123,14 @@ class Checkpoints:
             shutil.rmtree(self._partial(pending.step), ignore_errors=True)
             kept = ", ".join(f"step-{s}" for s in self.steps()) or "none"
             print(
-                f"warning: checkpoint step-{pending.step} could not be written: {problem or 'another rank failed'}. "
+                f"warning: checkpoint step-{pending.step} could not be written: {_reason(problem)}. "
                 f"Valid checkpoints: {kept}",
                 file=sys.stderr,
             )
         return not failed
 
     def _publish(self, pending: Pending) -> BaseException | None:
+        """The reason why the checkpoint is not there, or None; `wait` makes it known on every rank."""
         try:
             pending.future.result()
             if self.world.is_main:
@@ -140,7 +140,7 @@ class Checkpoints:
                 _sync_directory(self.directory)
                 self._record_best(pending.state)
                 self._prune()
-        except Exception as error:  # whatever the storage raises; reported by `wait`, on every rank
+        except FAILURES as error:
             return error
         return None
 
@@ -183,10 +183,10 @@ class Checkpoints:
         tensors = _tensors(model, optimizers)
         try:
             dcp.load(tensors, checkpoint_id=str(self.path(step)), process_group=self.world.checkpoint_group)
-        except Exception as error:
+        except FAILURES as error:
             raise CheckpointError(
-                f"{self.path(step)} does not fit this run ({error}). Use the configuration it was made with, or another "
-                "--name for a fresh run"
+                f"{self.path(step)} does not fit this run ({_reason(error)}). Use the configuration it was made with, "
+                "or another --name for a fresh run"
             ) from error
         model.load_state_dict(tensors["model"])
         set_optimizer_state_dict(model, optimizers, tensors["optimizer"], options=_OPTIONS)
@@ -206,6 +206,16 @@ def _tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[
     """Everything that DCP stores. Keys are parameter names, so that they mean the same on any number of ranks."""
     optimizer = get_optimizer_state_dict(model, optimizers, options=_OPTIONS)
     return {"model": model.state_dict(), "optimizer": optimizer}
+
+
+def _reason(error: BaseException | None) -> str:
+    """One line on what went wrong, from whichever rank it went wrong on."""
+    if error is None:
+        return "another rank failed"
+    if isinstance(error, CheckpointException):
+        rank, (cause, _) = next(iter(error.failures.items()))
+        return f"rank {rank}: {type(cause).__name__}: {cause}"
+    return f"{type(error).__name__}: {error}"
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+
 from grist_data.prepare import PrepareConfig
 from grist_model.config import ModelConfig
 
@@ -349,7 +350,11 @@ def load(path: str | Path, **overrides: Any) -> TrainConfig:
 
 
 def _scalar(value: Any) -> str:
-    return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
+    return (
+        value
+        if isinstance(value, str)
+        else yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
+    )
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

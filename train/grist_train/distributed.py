@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint as recompute
 
+from grist_train.allocator import keep_freed_memory
 from grist_train.config import ComputeConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -71,6 +72,8 @@ def start(device: str, threads: int | None = None) -> World:
     target = pick_device(device, local_rank)
     if threads is not None:
         torch.set_num_threads(threads)
+    if target.type == "cpu":
+        keep_freed_memory()
     if target.type == "cuda":
         torch.cuda.set_device(target)
         torch.set_float32_matmul_precision("high")
@@ -135,7 +138,9 @@ def shard(model: nn.Module, world: World, config: ComputeConfig) -> None:
     register_fsdp_forward_method(model, "hidden")
 
 
-def _fully_shard(module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, reshard_after_forward: bool) -> None:
+def _fully_shard(
+    module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, reshard_after_forward: bool
+) -> None:
     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
     assert isinstance(module, FSDPModule)
     # The loss is already divided by the tokens of all ranks, so gradients are summed, not averaged. Gloo has no

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 import grist_model
 from grist_data import Shards, Tokenizer
 from grist_eval.bits_per_byte import bits_per_byte
 from grist_eval.samples import draw_samples, write_samples
-from torch import nn
-
 from grist_train import curves
 from grist_train.checkpoint import Checkpoints, write_json
 from grist_train.config import EvaluateConfig, TrainConfig
@@ -33,7 +34,7 @@ def validate(
         max_tokens=None if final else settings.max_tokens,
         device=world.device,
         tokenizer=tokenizer,
-        progress=final,
+        progress=final and sys.stderr.isatty(),
     )
 
 
@@ -42,7 +43,7 @@ def write_portable(model: nn.Module, tokenizer: Tokenizer, config: TrainConfig, 
     directory = config.run_dir / "model"
     state = full_state_dict(model, world)
     if world.is_main:
-        grist_model.save(model, directory, tokenizer=tokenizer, state=state)
+        grist_model.save(state, directory, tokenizer=tokenizer, config=config.model)
     barrier(world)
     return directory
 

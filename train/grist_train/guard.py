@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from types import FrameType
 
 
@@ -28,7 +29,9 @@ class StopRequest:
             raise KeyboardInterrupt
         if self.reason is None:
             self.reason = name
-            print(f"\n{name}: finishing this step, then saving. Ctrl-C again stops at once.", file=sys.stderr, flush=True)
+            print(
+                f"\n{name}: finishing this step, then saving. Ctrl-C again stops at once.", file=sys.stderr, flush=True
+            )
 
 
 class NonFiniteLossError(RuntimeError):
@@ -42,3 +45,13 @@ def require_finite(step: int, loss: float, grad_norm: float) -> None:
             f"step {step}: loss {loss}, gradient norm {grad_norm}. The checkpoints before it are intact; try a lower "
             "learning rate, a longer warmup or gradient clipping (optimizer.lr, schedule.warmup_steps, optimizer.clip)"
         )
+
+
+def is_for_the_user(error: BaseException) -> bool:
+    """Whether an error is one of ours about input, complete in its message: raised by this project's own code.
+
+    An error from inside a library may be a defect, and keeps its traceback.
+    """
+    frames = list(traceback.walk_tb(error.__traceback__))
+    raised_in = frames[-1][0].f_globals.get("__name__", "") if frames else ""
+    return isinstance(error, (ValueError, OSError, RuntimeError)) and raised_in.startswith("grist_")

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
+
 from grist_data import Batch
 from grist_kernels import linear_cross_entropy
 from grist_model.config import ModelConfig
-from torch import nn
 
 
 @dataclass(frozen=True)

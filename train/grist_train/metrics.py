@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from grist_model.accounting import flops_per_token
 from tqdm import tqdm
 
+from grist_model.accounting import flops_per_token
 from grist_train.config import TrainConfig
 from grist_train.distributed import World
 from grist_train.guard import require_finite
@@ -38,7 +38,8 @@ PEAK_FLOPS = {
     "MI250X": 383e12,
 }
 MFU_FORMULA = (
-    "MFU = tokens/s * training FLOPs per token (grist_model.accounting.flops_per_token: causal, window-aware) / peak FLOP/s"
+    "MFU = tokens/s * training FLOPs per token (grist_model.accounting.flops_per_token: causal, window-aware) "
+    "/ peak FLOP/s"
 )
 
 
@@ -95,7 +96,9 @@ class Metrics:
     `aux_loss, z_loss, router_entropy, load_max_over_mean, load_cv, dead_experts` (lists over layers).
     """
 
-    def __init__(self, config: TrainConfig, world: World, first_step: int, tokens_per_step: int, seconds: float) -> None:
+    def __init__(
+        self, config: TrainConfig, world: World, first_step: int, tokens_per_step: int, seconds: float
+    ) -> None:
         self.config, self.world, self.tokens_per_step = config, world, tokens_per_step
         self.pending: list[tuple[int, float, torch.Tensor]] = []
         self.seconds_before, self.start = seconds, time.perf_counter()
@@ -138,7 +141,13 @@ class Metrics:
         self.last_read = now
         for (step, lr, _), values in zip(self.pending, table, strict=True):
             self.last_loss = values[0]
-            row = {"step": step, "tokens": step * self.tokens_per_step, "loss": values[0], "grad_norm": values[1], "lr": lr}
+            row = {
+                "step": step,
+                "tokens": step * self.tokens_per_step,
+                "loss": values[0],
+                "grad_norm": values[1],
+                "lr": lr,
+            }
             if self.rows is not None:
                 row |= {"tokens_per_second": round(rate, 1), "mfu": round(rate * self.flops_per_token / self.peak, 4)}
                 row |= self._router_row(values[2:])
@@ -177,7 +186,9 @@ class Metrics:
             "seconds": round(self.seconds, 3),
         }
         self._write(row)
-        self.say(f"step {step}: held-out {result['bits_per_byte']:.4f} bits per byte, perplexity {result['perplexity']:.2f}")
+        self.say(
+            f"step {step}: held-out {result['bits_per_byte']:.4f} bits per byte, perplexity {result['perplexity']:.2f}"
+        )
 
     def pause(self) -> None:
         """Time from here to `resume` (evaluation, say) does not count in tokens per second."""
@@ -212,7 +223,8 @@ class Metrics:
             )
 
     def _write(self, row: dict[str, Any]) -> None:
-        assert self.rows is not None and self.writer is not None
+        if self.rows is None or self.writer is None:
+            return
         self.rows.write(json.dumps(row) + "\n")
         for name, value in row.items():
             if isinstance(value, float):

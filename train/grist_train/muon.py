@@ -47,8 +47,17 @@ def orthogonalize(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:
     for a, b, c in POLAR_EXPRESS[:iterations]:
         a, b, c = a / DAMPING, b / DAMPING**3, c / DAMPING**5
         gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
+        polynomial = _add_product(gram, gram, gram, b, c)
+        x = _add_product(x, polynomial, x, a, 1.0)
     return (x.mT if tall else x).float()
+
+
+def _add_product(
+    term: torch.Tensor, left: torch.Tensor, right: torch.Tensor, beta: float, alpha: float
+) -> torch.Tensor:
+    """beta * term + alpha * left @ right, the scaling and the sum inside the matrix product."""
+    multiply = torch.addmm if term.ndim == 2 else torch.baddbmm
+    return multiply(term, left, right, beta=beta, alpha=alpha)
 
 
 class Muon(torch.optim.Optimizer):
@@ -68,16 +77,20 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         iterations: int = 5,
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "iterations": iterations})
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "iterations": iterations}
+        )
         for group in self.param_groups:
             for p in group["params"]:
                 if p.ndim not in (2, 3):
-                    raise ValueError(f"Muon takes matrices or stacks of matrices, but got a parameter of shape {tuple(p.shape)}")
+                    raise ValueError(
+                        f"Muon takes matrices or stacks of matrices, but got a parameter of shape {tuple(p.shape)}"
+                    )
                 if isinstance(p, DTensor) and any(isinstance(q, Shard) and q.dim != 0 for q in p.placements):
                     raise ValueError(f"Muon needs parameters sharded on dimension 0, but got {p.placements}")
 
     @torch.no_grad()
-    def step(self, closure=None):  # noqa: ANN001, ANN201 - the signature of torch.optim.Optimizer
+    def step(self, closure=None):
         """One update of every parameter that has a gradient."""
         loss = None if closure is None else closure()
         for group in self.param_groups:
@@ -107,9 +120,7 @@ def _local(tensor: torch.Tensor | None) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def orthogonalize_all(
-    params: list[torch.Tensor], updates: list[torch.Tensor], iterations: int
-) -> list[torch.Tensor]:
+def orthogonalize_all(params: list[torch.Tensor], updates: list[torch.Tensor], iterations: int) -> list[torch.Tensor]:
     """Orthogonalise each parameter's update; takes and returns this rank's part of every update.
 
     A stack of expert matrices is sharded by expert, so each rank owns whole matrices and needs nobody. A single matrix is
@@ -154,9 +165,7 @@ def _batched(updates: list[torch.Tensor], iterations: int) -> list[torch.Tensor]
     return list(orthogonalize(torch.stack(updates), iterations).unbind(0))
 
 
-def _dealt_out(
-    shards: list[torch.Tensor], rows: int, group: dist.ProcessGroup, iterations: int
-) -> list[torch.Tensor]:
+def _dealt_out(shards: list[torch.Tensor], rows: int, group: dist.ProcessGroup, iterations: int) -> list[torch.Tensor]:
     """Row-sharded matrices of one shape: rank r orthogonalises every size-th of them, beginning with the r-th."""
     size, rank = dist.get_world_size(group), dist.get_rank(group)
     columns = shards[0].shape[1]

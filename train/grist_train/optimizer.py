@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from grist_train.config import OptimizerConfig
@@ -66,9 +67,7 @@ def build(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimiz
     )
     optimizers: list[torch.optim.Optimizer] = [adamw]
     if use_muon and by_role.matrices:
-        optimizers.append(
-            Muon(by_role.matrices, config.muon_lr, config.muon_momentum, decay, config.muon_iterations)
-        )
+        optimizers.append(Muon(by_role.matrices, config.muon_lr, config.muon_momentum, decay, config.muon_iterations))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
@@ -105,17 +104,25 @@ def clip_gradients(parameters: list[nn.Parameter], largest: float) -> torch.Tens
     if not groups:
         raise ValueError("clip_gradients was called before any gradient was computed")
     total = torch.stack([_squared_norm(local, mesh, places) for (mesh, places), local in groups.items()]).sum()
-    norm = total.sqrt()
+    norm = total.sqrt().float()
     if largest > 0:
         scale = (largest / (norm + 1e-6)).clamp(max=1.0)
         for local in groups.values():
-            torch._foreach_mul_(local, scale)
+            for gradient in local:
+                gradient.mul_(scale)
     return norm
 
 
-def _squared_norm(local: list[torch.Tensor], mesh, placements: tuple) -> torch.Tensor:
-    squared = torch.nn.utils.get_total_norm(local).float() ** 2
+def _squared_norm(local: list[torch.Tensor], mesh: DeviceMesh | None, placements: tuple) -> torch.Tensor:
+    """Sum of squares over the ranks that hold parts of these gradients.
+
+    In float64 where the device has it: rounded to float32 afterwards, the norm is then the same on any number of ranks, and
+    with it every clipped update.
+    """
+    wide = torch.float32 if local[0].device.type == "mps" else torch.float64
+    squared = torch.stack([torch.linalg.vector_norm(g, dtype=wide) for g in local]).square().sum()
     for dim, placement in enumerate(placements):
         if isinstance(placement, Shard):
+            assert mesh is not None
             dist.all_reduce(squared, group=mesh.get_group(dim))
     return squared

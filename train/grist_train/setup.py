@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from grist_data import Batches, Shards, Tokenizer, prepare
-from grist_kernels import backend
-from grist_model import accounting
 from torch import nn
 
+from grist_data import Batches, Shards, Tokenizer
+from grist_data.prepare import prepare
+from grist_kernels import backend
+from grist_model import accounting
 from grist_train.checkpoint import write_json
 from grist_train.config import TrainConfig, to_dict
 from grist_train.distributed import World, barrier, compute_dtype

@@ -11,7 +11,7 @@ from grist_eval.task import Subject, Task
 def _add_options(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("bits_per_byte")
     group.add_argument("--data", metavar="DATASET", help="dataset directory, prepared with the model's tokenizer")
-    group.add_argument("--split", default="validation", help="split of the dataset (default: %(default)s)")
+    group.add_argument("--split", default="val", help="split of the dataset (default: %(default)s)")
     group.add_argument("--sequence-length", type=int, help="window in tokens (default: the model's context length)")
     group.add_argument("--stride", type=int, help="tokens between window starts; smaller scores with more context")
     group.add_argument("--batch-size", type=int, default=8, help="windows at once (default: %(default)s)")

@@ -12,12 +12,12 @@ from grist_eval.task import Subject, Task
 def _add_options(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("samples")
     group.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt; may be given several times")
-    group.add_argument("--sample-tokens", type=int, default=100, help="tokens a sample (default: %(default)s)")
+    group.add_argument("--sample-tokens", type=int, help="tokens a sample (default: 100, or half the context if less)")
     group.add_argument("--samples-out", metavar="FILE", help="also write the samples as text to read")
 
 
 def _check(options: Namespace) -> None:
-    if options.sample_tokens < 1:
+    if options.sample_tokens is not None and options.sample_tokens < 1:
         raise ValueError(f"--sample-tokens must be at least 1, got {options.sample_tokens}")
 
 
@@ -29,7 +29,7 @@ def _run(subject: Subject, options: Namespace) -> dict[str, Any]:
         subject.model,
         subject.tokenizer,
         options.prompt or [""],
-        max_new_tokens=options.sample_tokens,
+        max_new_tokens=options.sample_tokens or min(100, subject.model.config.context_length // 2),
         seed=options.seed,
         progress=True,
     )

@@ -45,7 +45,7 @@ def attention(
         from grist_kernels.attention import triton_kernel
 
         return triton_kernel.attention(q, k, v, return_lse=return_lse, **options)
-    if choice == "pytorch" and not return_lse and pytorch_fast.fits(q, sinks):
+    if choice == "pytorch" and not return_lse and pytorch_fast.fits(q):
         return pytorch_fast.attention(q, k, v, **options)
     return reference.attention(q, k, v, return_lse=return_lse, **options)
 

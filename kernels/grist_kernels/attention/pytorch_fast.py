@@ -23,7 +23,7 @@ _forward_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.def
 _backward_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
-def fits(q: Tensor, sinks: Tensor | None) -> bool:
+def fits(q: Tensor) -> bool:
     """Eager float32 or float64 on a CPU, with something to compute."""
     return (
         q.device.type == "cpu"

@@ -1,5 +1,35 @@
-"""Not written yet."""
+"""Attention to a cache on a CPU: the reference on the part of the cache that any query can see."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from grist_kernels.decode_attention import reference
 
 
-def fits(*_):
-    return False
+def fits(q: Tensor) -> bool:
+    """Eager on a CPU: reading the lengths costs no synchronisation."""
+    return q.device.type == "cpu" and q.shape[0] > 0 and not torch.compiler.is_compiling()
+
+
+def decode_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lengths: Tensor,
+    *,
+    window: int | None,
+    sinks: Tensor | None,
+    scale: float | None,
+) -> Tensor:
+    """As grist_kernels.decode_attention. A cache is allocated for the longest text; most of its slots are not written yet."""
+    low, high = (x.item() for x in lengths.aminmax())
+    if low < 0 or high > k_cache.shape[1]:
+        raise ValueError(
+            f"decode_attention: lengths must be between 0 and the cache's {k_cache.shape[1]} slots, but range from {low} to {high}"
+        )
+    first = 0 if window is None else max(0, min(low - q.shape[1] - window + 1, high - 1))
+    return reference.decode_attention(
+        q, k_cache[:, first:high], v_cache[:, first:high], lengths - first, window=window, sinks=sinks, scale=scale
+    )

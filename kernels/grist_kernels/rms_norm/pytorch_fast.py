@@ -55,9 +55,9 @@ class _RmsNorm(torch.autograd.Function):
         for block in _blocks(x_RD):
             rows, grad, rstd, dx = x_RD[block], dy_RD[block], rstd_R1[block], dx_RD[block]
             # dx = rstd * (g - xhat * mean(g * xhat)) with g = dy * weight and xhat = x * rstd
-            product = torch.mul(rows, grad, out=scratch[: rows.shape[0]])
-            dw_D.addmv_(product.T, rstd[:, 0])
-            slope = torch.mv(product, weight).unsqueeze(1).mul_(rstd * rstd).mul_(-1 / x_RD.shape[1])
+            product = torch.mul(rows, grad, out=scratch[: rows.shape[0]]).mul_(rstd)
+            dw_D += product.sum(0)  # not a matrix-vector product: sum() adds pairwise and keeps three more bits
+            slope = torch.mv(product, weight).unsqueeze(1).mul_(rstd).mul_(-1 / x_RD.shape[1])
             torch.mul(grad, weight, out=dx)
             dx.addcmul_(rows, slope).mul_(rstd)
         return dx_RD.view(x.shape), dw_D, None

@@ -74,7 +74,8 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "head_dim": config.attention_head_width,
         "attention_bias": config.attention_bias,
         "attention_dropout": 0.0,
-        "sliding_window": config.window,
+        # transformers insists on a number, also where no layer slides.
+        "sliding_window": config.window or config.context_length,
         "layer_types": [_FULL if window is None else _SLIDING for window in windows],
         "num_local_experts": config.experts,
         "num_experts_per_tok": config.active_experts,
@@ -103,6 +104,7 @@ def config_from_hf(config: dict[str, Any]) -> ModelConfig:
     """
     _refuse_unsupported(config)
     layers = config.get("num_hidden_layers", 36)
+    window_layers = _window_layers(config, layers)
     theta, yarn = _rope_from_hf(config)
     width, heads = config.get("hidden_size", 2880), config.get("num_attention_heads", 64)
     head_width = config.get("head_dim", 64)
@@ -117,8 +119,8 @@ def config_from_hf(config: dict[str, Any]) -> ModelConfig:
         head_width=None if head_width * heads == width else head_width,
         attention_bias=config.get("attention_bias", True),
         sinks=True,
-        window=config.get("sliding_window", 128),
-        window_layers=_window_layers(config, layers),
+        window=None if window_layers == "none" else config.get("sliding_window", 128),
+        window_layers=window_layers,
         experts=config.get("num_local_experts", 128),
         active_experts=config.get("num_experts_per_tok", config.get("experts_per_token", 4)),
         expert_width=config.get("intermediate_size", 2880),

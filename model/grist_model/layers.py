@@ -1,0 +1,38 @@
+"""The plain layers. They hold no initial values: initialization.py gives those, once, whatever the device and sharding."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import grist_kernels
+
+
+class Linear(nn.Linear):
+    """nn.Linear without initial values."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Embedding(nn.Module):
+    """nn.Embedding without initial values."""
+
+    def __init__(self, vocab_size: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, width))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor, residual: Tensor | None = None):
+        """-> y, or (y, x + residual) when a residual is given."""
+        return grist_kernels.rms_norm(x, self.weight, self.eps, residual=residual)

@@ -1,0 +1,137 @@
+"""The whole line, as a user runs it: text to a portable model, stopping and going on, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+import yaml
+from tiny_run import command, environment, losses, train, write_run
+
+import grist_model
+from grist_data import Tokenizer
+
+LEFT_BEHIND = [
+    "config.yaml",
+    "metrics.jsonl",
+    "environment.json",
+    "evaluation.json",
+    "samples.txt",
+    "curves.png",
+    "model/config.json",
+    "model/model.safetensors",
+    "model/tokenizer.json",
+]
+    "config.yaml",
+    "metrics.jsonl",
+    "environment.json",
+    "evaluation.json",
+    "samples.txt",
+    "curves.png",
+    "model/config.json",
+    "model/model.safetensors",
+    "model/tokenizer.json",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    train(write_run(folder))
+    return folder
+
+
+def test_a_run_leaves_everything_behind(finished):
+    run = finished / "runs" / "tiny"
+    for name in LEFT_BEHIND:
+        assert (run / name).stat().st_size > 0, name
+    assert list((run / "tensorboard").iterdir())
+    assert sorted(losses(finished)) == list(range(1, 13))
+
+
+def test_metrics_rows_are_complete(finished):
+    rows = [json.loads(line) for line in (finished / "runs/tiny/metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    assert {"tokens", "grad_norm", "lr", "tokens_per_second", "mfu", "seconds", "aux_loss", "z_loss"} <= set(steps[0])
+    assert len(steps[0]["load_max_over_mean"]) == len(steps[0]["dead_experts"]) == 2
+    assert all(1.0 <= load <= 4.0 for row in steps for load in row["load_max_over_mean"])
+    validations = [row for row in rows if "validation_loss" in row]
+    assert [row["step"] for row in validations] == [6, 12]
+    assert all(row["validation_bits_per_byte"] > 0 for row in validations)
+
+
+def test_the_portable_model_is_the_trained_one(finished):
+    run = finished / "runs" / "tiny"
+    model = grist_model.load(run / "model")
+    tokenizer = Tokenizer.load(run / "model")
+    ids = torch.tensor([tokenizer.encode("the mill turns the stone and the river carries the flour")])
+    logits = model(ids)[0, :-1]
+    trained = torch.nn.functional.cross_entropy(logits, ids[0, 1:]).item()
+    untrained = torch.nn.functional.cross_entropy(grist_model.build(model.config)(ids)[0, :-1], ids[0, 1:]).item()
+    assert trained < untrained - 0.5
+
+
+def test_running_again_after_the_end_changes_nothing(finished):
+    before = losses(finished)
+    again = train(finished / "run.yaml")
+    assert "resuming at step 12" in again.stderr
+    assert losses(finished) == before
+
+
+def test_wait_for_signal_then_go_on(tmp_path):
+    run = write_run(tmp_path, steps=400, checkpoint={"every": 0}, evaluate={"every": 0})
+    process = subprocess.Popen(
+        command(run), env=environment(), cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    metrics = tmp_path / "runs" / "tiny" / "metrics.jsonl"
+    wait_until(lambda: metrics.is_file() and metrics.read_text().count("\n") >= 5, process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said[-2000:]
+    assert "SIGTERM: saved step" in said
+    reached = max(losses(tmp_path))
+    assert 5 <= reached < 400
+    resumed = train(run, "--stop_at", str(reached + 3))
+    assert f"resuming at step {reached}" in resumed.stderr
+    assert sorted(losses(tmp_path)) == list(range(1, reached + 4))
+
+
+def wait_until(condition, process: subprocess.Popen, timeout_s: float = 120.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, f"the process ended early with {process.returncode}"
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.02)
+
+
+def test_kill_during_a_checkpoint_write_loses_only_that_checkpoint(tmp_path):
+    run = write_run(tmp_path, steps=400, checkpoint={"every": 4}, evaluate={"every": 0})
+    checkpoints = tmp_path / "runs" / "tiny" / "checkpoints"
+    process = subprocess.Popen(
+        command(run), env=environment(), cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+
+    def half_written() -> bool:
+        return (checkpoints / "step-8").is_dir() and any(checkpoints.glob(".step-*.partial"))
+
+    wait_until(half_written, process)
+    process.kill()
+    process.wait()
+    valid = max(int(path.name.removeprefix("step-")) for path in checkpoints.glob("step-*"))
+    resumed = train(run, "--stop_at", str(valid + 2))
+    assert f"resuming at step {valid}" in resumed.stderr
+    assert not list(checkpoints.glob(".step-*.partial"))
+    assert sorted(losses(tmp_path)) == list(range(1, valid + 3))
+
+
+def test_resolved_config_reproduces_the_run(finished, tmp_path):
+    config = yaml.safe_load((finished / "runs/tiny/config.yaml").read_text())
+    config["out"] = str(tmp_path / "runs")
+    again = tmp_path / "again.yaml"
+    again.write_text(yaml.safe_dump(config))
+    train(again)
+    assert losses(tmp_path) == losses(finished)

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from grist_model import ModelConfig, YarnConfig, build, generate, load, save
+from grist_model.families import FAMILIES, family_for, gpt_oss
+
+transformers = pytest.importorskip("transformers")
+
+SHAPES = {
+    "yarn, windows, sinks": {},
+    "yarn, truncated ramp": {"yarn": YarnConfig(factor=8.0, original_context=16, truncate=True)},
+    "plain rope": {"yarn": None, "rope_theta": 10000.0},
+    "tied": {"tied_embeddings": True},
+    "windows everywhere": {"window_layers": "all"},
+    "no window": {"window": None},
+    "window in no layer": {"window_layers": "none"},
+    "no attention biases, another limit": {"attention_bias": False, "swiglu_limit": 0.3},
+    "bias balance, never moved": {"balance": "bias"},
+}
+shapes = pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES.keys())
+
+
+def in_transformers(directory):
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager"
+    )
+    return model.eval()
+
+
+@shapes
+def test_transformers_gives_our_logits_and_our_greedy_text(make_model, ids, tmp_path, changes):
+    model = make_model(**changes)
+    assert save(model, tmp_path / "model") == "gpt_oss"
+    theirs = in_transformers(tmp_path / "model")
+    with torch.no_grad():
+        expected, got = model(ids), theirs(ids).logits
+    assert float(expected.abs().max()) > 0.5
+    assert float((got - expected).abs().max()) < 1e-4
+    prompt = ids[:, :9]
+    text = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, do_sample=False)
+    assert text[:, 9:].tolist() == generate(model, prompt, max_new_tokens=20, temperature=0)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_we_load_what_transformers_saves(ids, tmp_path, tied):
+    torch.manual_seed(0)
+    config = transformers.GptOssConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=5,
+        tie_word_embeddings=tied,
+        attn_implementation="eager",
+    )
+    theirs = transformers.GptOssForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    theirs.save_pretrained(tmp_path)
+    ours = load(tmp_path)
+    with torch.no_grad():
+        assert float((ours(ids) - theirs(ids).logits).abs().max()) < 1e-4
+    assert ours.config.tied_embeddings == tied
+    assert ours.config.yarn == YarnConfig(factor=32.0, original_context=4096)
+
+
+@shapes
+def test_config_survives_the_round_trip(tiny, changes):
+    config = tiny(**changes)
+    if config.layer_window(0) is None:  # two ways to say that no layer slides, read back as one
+        config = dataclasses.replace(config, window=None, window_layers="none")
+    hf_config = json.loads(json.dumps(gpt_oss.config_to_hf(config)))
+    assert ModelConfig.from_hf(hf_config) == config
+
+
+def test_both_spellings_of_rope_are_written_and_either_is_read(tiny):
+    config = tiny()
+    written = config.to_hf()
+    assert written["rope_theta"] == written["rope_parameters"]["rope_theta"] == 150000.0
+    assert written["rope_scaling"].items() <= written["rope_parameters"].items()
+    for spelling in (["rope_parameters"], ["rope_theta", "rope_scaling"]):
+        others = {"rope_parameters", "rope_theta", "rope_scaling"} - set(spelling)
+        assert ModelConfig.from_hf({k: v for k, v in written.items() if k not in others}) == config
+
+
+def test_published_config_is_read():
+    """config.json of openai/gpt-oss-20b, without its quantization_config."""
+    config = ModelConfig.from_hf(
+        {
+            "architectures": ["GptOssForCausalLM"],
+            "attention_bias": True,
+            "attention_dropout": 0.0,
+            "eos_token_id": 200002,
+            "experts_per_token": 4,
+            "head_dim": 64,
+            "hidden_act": "silu",
+            "hidden_size": 2880,
+            "initial_context_length": 4096,
+            "initializer_range": 0.02,
+            "intermediate_size": 2880,
+            "layer_types": ["sliding_attention", "full_attention"] * 12,
+            "max_position_embeddings": 131072,
+            "model_type": "gpt_oss",
+            "num_attention_heads": 64,
+            "num_experts_per_tok": 4,
+            "num_hidden_layers": 24,
+            "num_key_value_heads": 8,
+            "num_local_experts": 32,
+            "output_router_logits": False,
+            "pad_token_id": 199999,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": {
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "factor": 32.0,
+                "original_max_position_embeddings": 4096,
+                "rope_type": "yarn",
+                "truncate": False,
+            },
+            "rope_theta": 150000,
+            "router_aux_loss_coef": 0.9,
+            "sliding_window": 128,
+            "swiglu_limit": 7.0,
+            "tie_word_embeddings": False,
+            "use_cache": True,
+            "vocab_size": 201088,
+        }
+    )
+    assert (config.layers, config.experts, config.active_experts, config.window) == (24, 32, 4, 128)
+    assert config.yarn == YarnConfig(factor=32.0, original_context=4096)
+    assert config.window_layers == "alternate"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "quantized with mxfp4: dequantize"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"attention_dropout": 0.1}, "attention_dropout 0.1"),
+        ({"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "layer_types must alternate"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_type 'linear'"),
+        ({"model_type": "mamba"}, "model_type 'mamba', but only gpt_oss, gristmill can be read"),
+        ({"num_experts_per_tok": 5}, "active_experts must be between 1 and experts"),
+    ],
+)
+def test_what_we_do_not_have_is_refused(tiny, changes, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.from_hf(tiny().to_hf() | changes)
+
+
+def test_other_attention_factors_are_refused(tiny):
+    written = tiny().to_hf()
+    written["rope_parameters"]["attention_factor"] = 1.5
+    with pytest.raises(ValueError, match=r"attention_factor 1\.5"):
+        ModelConfig.from_hf(written)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"experts": 0}, "experts > 0"),
+        ({"sinks": False}, "attention sinks"),
+        ({"mlp_bias": False}, "biases in experts"),
+        ({"router_bias": False}, "a router bias"),
+        ({"shared_expert_width": 8}, "no shared expert"),
+        ({"swiglu_alpha": None, "swiglu_limit": None}, "swiglu_alpha 1.702, a swiglu_limit"),
+        ({"balance": "bias"}, "no selection bias in use"),
+    ],
+)
+def test_everything_else_goes_into_our_own_family(make_model, ids, tmp_path, caplog, changes, reason):
+    model = make_model(**changes)
+    for router in model.routers():
+        if router.selection_bias is not None:
+            router.selection_bias.copy_(torch.tensor([0.3, 0.0, -0.1, -0.2]))
+    assert save(model, tmp_path / "model") == "gristmill"
+    assert reason in caplog.text
+    assert ModelConfig.from_hf(json.loads((tmp_path / "model" / "config.json").read_text())) == model.config
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "model")(ids), model(ids))
+
+
+def test_unknown_settings_of_our_own_family_are_refused(tiny):
+    with pytest.raises(ValueError, match="does not know: softcap"):
+        ModelConfig.from_hf(tiny(experts=0).to_hf() | {"softcap": 30.0})
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+def test_a_table_covers_every_tensor_once_and_its_layout_turns_back(tiny, family):
+    config = tiny()
+    maps = family.tensors(config)
+    state = build(config).state_dict()
+    assert {m.name: m.shape for m in maps} == {name: tuple(t.shape) for name, t in state.items()}
+    assert len({m.hf_name for m in maps}) == len(maps)
+    for m in maps:
+        if m.to_hf is not None:
+            x = torch.arange(state[m.name].numel()).view(m.shape)
+            assert torch.equal(m.from_hf(m.to_hf(x)), x), m.name
+            assert m.to_hf(x)[0, ..., :4].flatten()[:4].tolist() == [0, m.shape[-1] // 2, 1, m.shape[-1] // 2 + 1]
+
+
+def test_config_alone_with_a_selection_bias_may_not_fit_gpt_oss(tiny):
+    assert family_for(tiny()).MODEL_TYPE == "gpt_oss"
+    assert family_for(tiny(balance="bias")).MODEL_TYPE == "gristmill"
