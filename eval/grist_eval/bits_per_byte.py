@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 if TYPE_CHECKING:
     import torch
+    from tqdm import tqdm
 
     from grist_data import Shards, Tokenizer
     from grist_data.batches import Batch
@@ -185,6 +184,8 @@ def _dataset_tokenizer(shards: Shards) -> Tokenizer:
 
 
 def _bar(shards: Shards, max_tokens: int | None, *, enabled: bool) -> tqdm:
+    from tqdm import tqdm
+
     total = shards.n_tokens - 1
     total = total if max_tokens is None else min(total, max_tokens)
     return tqdm(total=total, desc="evaluate", unit="tok", unit_scale=True, leave=False, disable=not enabled)

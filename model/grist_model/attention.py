@@ -65,9 +65,9 @@ class KVCache:
         end = self.used + self._new_tokens
         for buffer, new in zip(buffers, (k, v), strict=True):
             if self._equal_lengths:
-                buffer[:, self.used : end] = new
+                buffer[:, self.used : end] = new.detach()
             else:
-                buffer[self.row_B1, self._positions_BT] = new
+                buffer[self.row_B1, self._positions_BT] = new.detach()
         return buffers[0][:, :end], buffers[1][:, :end]
 
 

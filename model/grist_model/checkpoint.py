@@ -45,7 +45,7 @@ class Tokenizer(Protocol):
 
 
 def save(
-    model_or_state: Transformer | Mapping[str, Tensor],
+    model_or_state: Transformer | Mapping[str, Any],
     directory: str | Path,
     tokenizer: Tokenizer | None = None,
     config: ModelConfig | None = None,
@@ -118,7 +118,7 @@ def load(
 
 
 def _state_and_config(
-    model_or_state: Transformer | Mapping[str, Tensor], config: ModelConfig | None
+    model_or_state: Transformer | Mapping[str, Any], config: ModelConfig | None
 ) -> tuple[dict[str, Tensor], ModelConfig]:
     if isinstance(model_or_state, torch.nn.Module):
         if config is not None and config != model_or_state.config:

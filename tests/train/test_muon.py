@@ -10,7 +10,7 @@ import torch
 from grist_train.muon import Muon, orthogonalize
 
 
-@pytest.mark.parametrize("shape", [(32, 32), (16, 64), (64, 16), (3, 24, 40), (1, 7)])
+@pytest.mark.parametrize("shape", [(32, 32), (16, 64), (64, 16), (3, 24, 40), (2, 3, 40, 24), (1, 7)])
 def test_singular_values_are_near_one(shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     values = torch.linalg.svdvals(orthogonalize(matrix))

@@ -126,7 +126,10 @@ def shard(model: nn.Module, world: World, config: ComputeConfig) -> None:
     if world.device.type == "mps":
         raise ValueError("compute.dtype bfloat16 needs FSDP2, which MPS does not have: use --compute.dtype float32")
     mesh = init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("data",))
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=DTYPES[config.reduce_dtype])
+    # Inputs are not cast: rotary angles must stay float32 beside bfloat16 activations.
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=DTYPES[config.reduce_dtype], cast_forward_inputs=False
+    )
     wrap = functools.partial(_fully_shard, mesh=mesh, policy=policy)
     for block in blocks(model):
         experts = getattr(getattr(block, "mlp", None), "experts", None)

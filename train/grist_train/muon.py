@@ -40,6 +40,8 @@ def orthogonalize(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:
         Same shape, float32; singular values near 1. A zero matrix stays zero.
     """
     x = matrix.to(torch.bfloat16 if matrix.is_cuda else torch.float32)
+    if x.ndim > 3:
+        x = x.flatten(0, -3)
     tall = x.size(-2) > x.size(-1)
     if tall:
         x = x.mT
@@ -49,7 +51,7 @@ def orthogonalize(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:
         gram = x @ x.mT
         polynomial = _add_product(gram, gram, gram, b, c)
         x = _add_product(x, polynomial, x, a, 1.0)
-    return (x.mT if tall else x).float()
+    return (x.mT if tall else x).float().view_as(matrix)
 
 
 def _add_product(

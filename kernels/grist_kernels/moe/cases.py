@@ -34,7 +34,7 @@ def _case(
 
 
 CASES = [
-    _case("one_token", 1, 16, 4, 2, 8),
+    _case("one_token", 1, 60, 8, 4, 20),
     _case("odd", 63, 60, 5, 2, 20),
     _case("no_bias", 63, 60, 5, 3, 20, bias=False),
     _case("gpt_oss", 63, 32, 8, 4, 40, **GPT_OSS),
