@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name, synced, then renamed."""
+"""Files that are whole or absent (written under a temporary name, synced, then renamed), and JSON."""
 
 from __future__ import annotations
 
@@ -57,3 +57,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one spelling of a JSON value that checksums are taken of: sorted keys, no spaces, UTF-8."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from grist_data.atomic import read_json, write_atomically
+from grist_data.atomic import canonical_json, read_json, write_atomically
 from grist_data.patterns import GPT2, O200K
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -35,11 +35,6 @@ def bytes_to_characters() -> list[str]:
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
-
-
-def canonical_json(value: Any) -> bytes:
-    """The one spelling of a JSON value that checksums are taken of: sorted keys, no spaces, UTF-8."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 class Tokenizer:

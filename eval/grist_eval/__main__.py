@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help=f"any of {', '.join(TASKS)} (default: %(default)s)",
     )
-    parser.add_argument("--out", metavar="FILE", help="JSON to write (default: evaluation.json beside DIR)")
+    parser.add_argument("--out", metavar="FILE", help="JSON to write (default: evaluation_report.json beside DIR)")
     parser.add_argument("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything sampled (default: %(default)s)")
@@ -99,7 +99,7 @@ def table(report: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    out = Path(options.out) if options.out else Path(options.directory).resolve().parent / "evaluation.json"
+    out = Path(options.out) if options.out else Path(options.directory).resolve().parent / "evaluation_report.json"
     try:
         report = evaluate(options)
         print(table(report))  # first of all: a full disk must not cost the numbers

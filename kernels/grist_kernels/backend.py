@@ -11,11 +11,16 @@ no approximation hides behind `auto`.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+
+import torch
 
 VARIABLE = "GRIST_KERNELS"
 MODES = ("auto", "triton", "reference")
@@ -71,6 +76,17 @@ def implementation(op: str, device_type: str) -> str:
             f"Use {VARIABLE}=auto to run the others in plain PyTorch."
         )
     return "pytorch" if op in PYTORCH_FAST_OPS else "reference"
+
+
+def triton_kernel(op: str) -> ModuleType:
+    """An op's triton_kernel.py, imported when first called: triton is needed only where it runs."""
+    return sys.modules[_imported(f"grist_kernels.{op}.triton_kernel")]
+
+
+@torch.compiler.assume_constant_result  # a graph would break at an import; a name is a constant that it can keep
+def _imported(name: str) -> str:
+    importlib.import_module(name)
+    return name
 
 
 def describe(device_type: str) -> dict[str, str]:

@@ -52,9 +52,7 @@ class Case:
             return value.to(device)
         keep = name in self.float32 and dtype != torch.float64
         # .to() would make a view with gaps contiguous, and a case may be about just such a view.
-        placed = torch.empty_strided(
-            value.shape, value.stride(), dtype=torch.float32 if keep else dtype, device=device
-        )
+        placed = torch.empty_strided(value.shape, value.stride(), dtype=torch.float32 if keep else dtype, device=device)
         return placed.copy_(value)
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from assertions import assert_close
+
 from grist_kernels import OPS, backend
 from grist_kernels.cases import Case, expected, run
 
-SMALL = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op in OPS.values() for case in op.cases if not case.large]
+PAIRS = [(op, case) for op in OPS.values() for case in op.cases if not case.large]
+SMALL = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op, case in PAIRS]
+WITH_GRADIENTS = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op, case in PAIRS if case.gradients]
 
 
 def _compare(function, op, case: Case, dtype: torch.dtype, device: str = "cpu") -> None:
@@ -55,6 +58,32 @@ def test_twice_gives_the_same_bits(op, case):
     first, second = (run(op.door, arguments, case.gradients) for _ in range(2))
     for name, value in first.items():
         assert torch.equal(value, second[name]), f"{op.name} {case.name} {name} differs between two calls"
+
+
+@pytest.mark.parametrize(("op", "case"), WITH_GRADIENTS)
+def test_incoming_gradient_may_be_expanded(op, case):
+    """out.sum().backward() hands down a gradient whose strides are all zero, which some kernels refuse."""
+    arguments = case.arguments(torch.float64)
+
+    def gradients(function):
+        leaves = {name: arguments[name].detach().requires_grad_() for name in case.gradients}
+        result = function(**(arguments | leaves))
+        outputs = result if isinstance(result, tuple) else (result,)
+        torch.stack([out.sum() for out in outputs]).sum().backward()
+        return {name: leaf.grad for name, leaf in leaves.items()}
+
+    want = gradients(op.reference)
+    for name, grad in gradients(op.door).items():
+        assert_close(f"{op.name} {case.name} d_{name}", grad, want[name], atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("op", "case"), SMALL)
+def test_inference_mode(op, case):
+    arguments = case.arguments(torch.float64)
+    with torch.inference_mode():
+        got = run(op.door, arguments, ())
+    for name, value in run(op.reference, arguments, ()).items():
+        assert_close(f"{op.name} {case.name} {name}", got[name], value, atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.gpu

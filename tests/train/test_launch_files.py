@@ -125,3 +125,21 @@ def test_manifest_counts_its_pods_and_gives_the_trainer_every_variable():
             assert f" {variable}=" in command
         mounted = {mount["name"] for mount in container["volumeMounts"]}
         assert mounted == {volume["name"] for volume in spec["template"]["spec"]["volumes"]}
+
+
+def test_make_passes_the_signal_on_and_waits(tmp_path):
+    """The manifest makes `make` the first process of its pod: when it ends, everything in the pod is killed."""
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!/bin/bash\ntrap 'sleep 0.3; echo saved >> {tmp_path}/log; exit 0' TERM\necho started > {tmp_path}/log\n"
+        "for i in $(seq 600); do sleep 0.05; done\n"
+    )
+    python.chmod(0o755)
+    root = LAUNCH.parents[1]
+    process = subprocess.Popen(
+        ["make", "train", "SETUP=0", f"PYTHON={python}"], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_for(tmp_path, "started")
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=30)
+    assert log(tmp_path).splitlines() == ["started", "saved"]

@@ -43,6 +43,16 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def run_file(path: str, overrides: list[str]) -> TrainConfig:
+    """The settings of a run file, with overrides as on the trainer's command line. Raises ValueError for wrong ones."""
+    from grist_train.config import parse
+
+    try:
+        return parse(["--config", path, *overrides])
+    except SystemExit as end:  # what parse makes of wrong input; here status 1 means that the run does not fit
+        raise ValueError(str(end.code).removeprefix("error: ")) from end
+
+
 def micro_batch(config: TrainConfig, gpus: int) -> tuple[int, int]:
     """Sequences in a micro-batch and micro-batches a step on each GPU.
 
@@ -148,13 +158,12 @@ def duration(seconds: float) -> str:
 def main(arguments: list[str] | None = None) -> int:
     options, overrides = parser().parse_known_args(arguments)
     from grist_tools.memory import estimate
-    from grist_train.config import parse
     from grist_train.metrics import PEAK_FLOPS
 
     try:
         if not 0 < options.mfu <= 1:
             raise ValueError(f"--mfu must be above 0 and at most 1, got {options.mfu}")
-        config = parse(["--config", options.config, *overrides])
+        config = run_file(options.config, overrides)
         device, memory_gib = GPUS[options.gpu]
         capacity_bytes = (options.memory_gib or memory_gib) * 2**30
         micro, accumulated = micro_batch(config, options.gpus)

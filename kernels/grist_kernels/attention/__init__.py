@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -9,6 +12,31 @@ from grist_kernels import backend
 from grist_kernels.attention import pytorch_fast, reference
 
 
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int | None = None,
+    sinks: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    scale: float | None = None,
+    return_lse: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int | None = None,
+    sinks: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    scale: float | None = None,
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+@overload
 def attention(
     q: Tensor,
     k: Tensor,
@@ -19,7 +47,18 @@ def attention(
     cu_seqlens: Tensor | None = None,
     scale: float | None = None,
     return_lse: bool = False,
-):
+) -> Tensor | tuple[Tensor, Tensor]: ...
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int | None = None,
+    sinks: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Causal grouped-query attention: q (B, T, N, H), k and v (B, T, K, H) with N a multiple of K -> out (B, T, N, H).
 
     Packed form: q (T, N, H), k and v (T, K, H) and cu_seqlens (number of sequences + 1,) int32 or int64, where each
@@ -42,23 +81,27 @@ def attention(
     options = {"window": window, "sinks": sinks, "cu_seqlens": cu_seqlens, "scale": scale}
     choice = backend.implementation("attention", q.device.type)
     if choice == "triton":
-        from grist_kernels.attention import triton_kernel
-
-        return triton_kernel.attention(q, k, v, return_lse=return_lse, **options)
+        return backend.triton_kernel("attention").attention(q, k, v, return_lse=return_lse, **options)
     if choice == "pytorch" and not return_lse and pytorch_fast.fits(q):
         return pytorch_fast.attention(q, k, v, **options)
     return reference.attention(q, k, v, return_lse=return_lse, **options)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Tensor | None, cu_seqlens: Tensor | None) -> None:
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Tensor | None, cu_seqlens: Tensor | None
+) -> None:
     check_heads("attention", q, k, v)
     if q.shape[:-2] != k.shape[:-2]:
-        raise ValueError("attention: q, k and v must agree in every axis but heads (for a cache longer than the queries "
-                         f"use decode_attention), but q is {tuple(q.shape)} and k is {tuple(k.shape)}")
+        raise ValueError(
+            "attention: q, k and v must agree in every axis but heads (for a cache longer than the queries "
+            f"use decode_attention), but q is {tuple(q.shape)} and k is {tuple(k.shape)}"
+        )
     check_options("attention", q, window, sinks)
     if (cu_seqlens is not None) != (q.dim() == 3):
-        raise ValueError("attention: cu_seqlens belongs to packed inputs (T, heads, H), and packed inputs need it, "
-                         f"but q is {tuple(q.shape)} and cu_seqlens is {'given' if cu_seqlens is not None else 'None'}")
+        raise ValueError(
+            "attention: cu_seqlens belongs to packed inputs (T, heads, H), and packed inputs need it, "
+            f"but q is {tuple(q.shape)} and cu_seqlens is {'given' if cu_seqlens is not None else 'None'}"
+        )
     if cu_seqlens is not None:
         _check_cu_seqlens(cu_seqlens, q.shape[0])
 
@@ -66,11 +109,15 @@ def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Tensor | 
 def check_heads(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
     """Raise ValueError unless q, k, v are three- or four-dimensional with fitting heads, head width and type."""
     if q.dim() not in (3, 4) or k.dim() != q.dim() or k.shape != v.shape:
-        raise ValueError(f"{op}: q, k and v must be (B, T, heads, H) or packed (T, heads, H), k and v alike, "
-                         f"but are {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}")
+        raise ValueError(
+            f"{op}: q, k and v must be (B, T, heads, H) or packed (T, heads, H), k and v alike, "
+            f"but are {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
+        )
     if q.shape[-1] != k.shape[-1] or k.shape[-2] == 0 or q.shape[-2] % k.shape[-2]:
-        raise ValueError(f"{op}: q and k need one head width, and q a multiple of k's heads, "
-                         f"but (heads, H) are {tuple(q.shape[-2:])} for q and {tuple(k.shape[-2:])} for k")
+        raise ValueError(
+            f"{op}: q and k need one head width, and q a multiple of k's heads, "
+            f"but (heads, H) are {tuple(q.shape[-2:])} for q and {tuple(k.shape[-2:])} for k"
+        )
     if not (q.dtype == k.dtype == v.dtype) or not q.is_floating_point():
         raise ValueError(f"{op}: q, k and v must have one floating type, but are {q.dtype}, {k.dtype} and {v.dtype}")
 
@@ -85,10 +132,12 @@ def check_options(op: str, q: Tensor, window: int | None, sinks: Tensor | None) 
 
 def _check_cu_seqlens(cu_seqlens: Tensor, time: int) -> None:
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
-        raise ValueError("attention: cu_seqlens must be (number of sequences + 1,) int32 or int64, "
-                         f"but is {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}")
+        raise ValueError(
+            "attention: cu_seqlens must be (number of sequences + 1,) int32 or int64, "
+            f"but is {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}"
+        )
     # Values are checked only where that needs no synchronisation and no graph break.
     if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
         ends = cu_seqlens.tolist()
-        if ends[0] != 0 or ends[-1] != time or any(a > b for a, b in zip(ends, ends[1:], strict=False)):
+        if ends[0] != 0 or ends[-1] != time or any(a > b for a, b in itertools.pairwise(ends)):
             raise ValueError(f"attention: cu_seqlens must rise from 0 to {time}, the packed length, but is {ends}")

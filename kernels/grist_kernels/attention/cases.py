@@ -23,7 +23,9 @@ def _case(
         }
         return arguments | ({"sinks": normal(generator, N)} if sinks else {})
 
-    return Case(name, build, ("q", "k", "v", "sinks") if sinks else ("q", "k", "v"), gradient_factor=_FLASH, large=large)
+    return Case(
+        name, build, ("q", "k", "v", "sinks") if sinks else ("q", "k", "v"), gradient_factor=_FLASH, large=large
+    )
 
 
 def _packed(name: str, lengths: list[int], N: int, K: int, H: int, sinks: bool = False, **options) -> Case:

@@ -14,6 +14,7 @@ Measured speeds: kernels/README.md.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -95,16 +96,20 @@ class _Attention(torch.autograd.Function):
 
 def _blocks(ends: list[int], window: int | None, like: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
     """Queries, the keys they can see, and the additive mask between them, for every block of every sequence."""
-    longest = max(end - start for start, end in zip(ends, ends[1:], strict=False))
+    longest = max(end - start for start, end in itertools.pairwise(ends))
     block = 64 if longest <= 256 else 128  # measured: kernels/README.md
     block = min(block, longest)
     reach = longest if window is None else min(window, longest)  # how many keys the first query of a block sees at most
     mask = _mask(block, min(longest, reach + block - 1), window, like)
-    for sequence_start, sequence_end in zip(ends, ends[1:], strict=False):
+    for sequence_start, sequence_end in itertools.pairwise(ends):
         for start in range(sequence_start, sequence_end, block):
             end = min(start + block, sequence_end)
             first_key = max(sequence_start, start - reach + 1)
-            yield slice(start, end), slice(first_key, end), mask[block - (end - start) :, mask.shape[1] - (end - first_key) :]
+            yield (
+                slice(start, end),
+                slice(first_key, end),
+                mask[block - (end - start) :, mask.shape[1] - (end - first_key) :],
+            )
 
 
 def _mask(rows: int, columns: int, window: int | None, like: Tensor) -> Tensor:

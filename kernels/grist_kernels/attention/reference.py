@@ -21,8 +21,8 @@ def attention(
     cu_seqlens: Tensor | None = None,
     scale: float | None = None,
     return_lse: bool = False,
-):
-    """out_i = sum_j p_ij v_j with p_ij = exp(s_ij) / (exp(sink) + sum_j exp(s_ij)), s_ij = scale * q_i . k_j, over visible j."""
+) -> Tensor | tuple[Tensor, Tensor]:
+    """out_i = sum_j p_ij v_j, p_ij = exp(s_ij) / (exp(sink) + sum_j exp(s_ij)), s_ij = scale * q_i . k_j, visible j only."""
     packed = q.dim() == 3
     if packed:
         q, k, v = q[None], k[None], v[None]
@@ -40,7 +40,9 @@ def causal_mask(time: int, window: int | None, cu_seqlens: Tensor | None, device
     if window is not None:
         visible = visible & (i - j < window)
     if cu_seqlens is not None:
-        document_T = torch.searchsorted(cu_seqlens, torch.arange(time, device=device, dtype=cu_seqlens.dtype), right=True)
+        document_T = torch.searchsorted(
+            cu_seqlens, torch.arange(time, device=device, dtype=cu_seqlens.dtype), right=True
+        )
         visible = visible & (document_T[:, None] == document_T[None, :])
     return visible
 
@@ -54,9 +56,8 @@ def masked_attention(
     """
     B, T, N, H = q.shape
     K = k.shape[2]
-    q_BTKGH = upcast(q).view(B, T, K, N // K, H) if q.is_contiguous() else upcast(q).reshape(B, T, K, N // K, H)
-    scale = H**-0.5 if scale is None else scale
-    s_BKGTS = torch.einsum("btkgh,bskh->bkgts", q_BTKGH, upcast(k)) * scale
+    q_BTKGH = upcast(q).reshape(B, T, K, N // K, H)
+    s_BKGTS = torch.einsum("btkgh,bskh->bkgts", q_BTKGH, upcast(k)) * (H**-0.5 if scale is None else scale)
     s_BKGTS = s_BKGTS.masked_fill(~visible, float("-inf"))
     lse_BKGT = s_BKGTS.logsumexp(-1)
     if sinks is not None:

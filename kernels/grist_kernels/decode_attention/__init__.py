@@ -32,17 +32,19 @@ def decode_attention(
     check_heads("decode_attention", q, k_cache, v_cache)
     check_options("decode_attention", q, window, sinks)
     if q.dim() != 4 or q.shape[0] != k_cache.shape[0]:
-        raise ValueError("decode_attention: q must be (B, T, N, H) and the caches (B, S, K, H) with the same B, "
-                         f"but are {tuple(q.shape)} and {tuple(k_cache.shape)}")
+        raise ValueError(
+            "decode_attention: q must be (B, T, N, H) and the caches (B, S, K, H) with the same B, "
+            f"but are {tuple(q.shape)} and {tuple(k_cache.shape)}"
+        )
     if lengths.shape != q.shape[:1] or lengths.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"decode_attention: lengths must be ({q.shape[0]},) int32 or int64, "
-                         f"but is {tuple(lengths.shape)} {lengths.dtype}")
+        raise ValueError(
+            f"decode_attention: lengths must be ({q.shape[0]},) int32 or int64, "
+            f"but is {tuple(lengths.shape)} {lengths.dtype}"
+        )
     options = {"window": window, "sinks": sinks, "scale": scale}
     choice = backend.implementation("decode_attention", q.device.type)
     if choice == "triton":
-        from grist_kernels.decode_attention import triton_kernel
-
-        return triton_kernel.decode_attention(q, k_cache, v_cache, lengths, **options)
+        return backend.triton_kernel("decode_attention").decode_attention(q, k_cache, v_cache, lengths, **options)
     if choice == "pytorch" and pytorch_fast.fits(q):
         return pytorch_fast.decode_attention(q, k_cache, v_cache, lengths, **options)
     return reference.decode_attention(q, k_cache, v_cache, lengths, **options)

@@ -27,8 +27,10 @@ def decode_attention(
     low, high = (x.item() for x in lengths.aminmax())
     if low < 0 or high > k_cache.shape[1]:
         raise ValueError(
-            f"decode_attention: lengths must be between 0 and the cache's {k_cache.shape[1]} slots, but range from {low} to {high}"
+            f"decode_attention: lengths must be between 0 and the cache's {k_cache.shape[1]} slots, "
+            f"but range from {low} to {high}"
         )
+    high = max(high, 1)  # an empty cache: one slot that nobody sees
     first = 0 if window is None else max(0, min(low - q.shape[1] - window + 1, high - 1))
     return reference.decode_attention(
         q, k_cache[:, first:high], v_cache[:, first:high], lengths - first, window=window, sinks=sinks, scale=scale

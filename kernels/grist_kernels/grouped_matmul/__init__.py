@@ -23,9 +23,7 @@ def grouped_matmul(x: Tensor, w: Tensor, offsets: Tensor, bias: Tensor | None = 
     _check(x, w, offsets, bias)
     choice = backend.implementation("grouped_matmul", x.device.type)
     if choice == "triton":
-        from grist_kernels.grouped_matmul import triton_kernel
-
-        return triton_kernel.grouped_matmul(x, w, offsets, bias)
+        return backend.triton_kernel("grouped_matmul").grouped_matmul(x, w, offsets, bias)
     if choice == "pytorch":
         return pytorch_fast.grouped_matmul(x, w, offsets, bias)
     return reference.grouped_matmul(x, w, offsets, bias)
@@ -33,13 +31,18 @@ def grouped_matmul(x: Tensor, w: Tensor, offsets: Tensor, bias: Tensor | None = 
 
 def _check(x: Tensor, w: Tensor, offsets: Tensor, bias: Tensor | None) -> None:
     if x.dim() != 2 or w.dim() != 3 or x.shape[1] != w.shape[1]:
-        raise ValueError("grouped_matmul: x must be (R, in) and w (E, in, out), "
-                         f"but x is {tuple(x.shape)} and w is {tuple(w.shape)}")
+        raise ValueError(
+            f"grouped_matmul: x must be (R, in) and w (E, in, out), but x is {tuple(x.shape)} and w is {tuple(w.shape)}"
+        )
     if x.dtype != w.dtype or not x.is_floating_point() or (bias is not None and bias.dtype != x.dtype):
-        raise ValueError("grouped_matmul: x, w and bias must have one floating type, but are "
-                         f"{x.dtype}, {w.dtype} and {bias.dtype if bias is not None else None}")
+        raise ValueError(
+            "grouped_matmul: x, w and bias must have one floating type, but are "
+            f"{x.dtype}, {w.dtype} and {bias.dtype if bias is not None else None}"
+        )
     if offsets.shape != w.shape[:1] or offsets.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"grouped_matmul: offsets must be ({w.shape[0]},) int32 or int64, one row end per expert, "
-                         f"but is {tuple(offsets.shape)} {offsets.dtype}")
+        raise ValueError(
+            f"grouped_matmul: offsets must be ({w.shape[0]},) int32 or int64, one row end per expert, "
+            f"but is {tuple(offsets.shape)} {offsets.dtype}"
+        )
     if bias is not None and bias.shape != (w.shape[0], w.shape[2]):
         raise ValueError(f"grouped_matmul: bias must be {(w.shape[0], w.shape[2])}, but is {tuple(bias.shape)}")

@@ -7,7 +7,9 @@ import torch
 from grist_kernels.cases import Case, normal
 
 
-def _case(name: str, counts: list[int], width_in: int, width_out: int, bias: bool = False, spare: int = 0, large: bool = False):
+def _case(
+    name: str, counts: list[int], width_in: int, width_out: int, bias: bool = False, spare: int = 0, large: bool = False
+):
     """spare rows follow the last expert's and belong to nobody."""
 
     def build(generator):

@@ -1,11 +1,13 @@
 """Grouped matrix products in plain PyTorch. R rows sorted by expert, E experts.
 
-`F.grouped_mm` where it is made for it (bfloat16 on CUDA, 16-byte strides; one launch, no synchronisation), a loop over the
-experts' segments of rows elsewhere (on a CPU faster than `F.grouped_mm` forward and backward: kernels/README.md). The loop must know the row ends on
-the host. To torch.compile both are one opaque operator, so there is no graph break.
+`F.grouped_mm` where it is made for it (bfloat16 on CUDA, 16-byte strides; one launch, no synchronisation), a loop over
+the experts' segments of rows elsewhere (on a CPU the faster of the two: kernels/README.md). The loop must know the row
+ends on the host. To torch.compile both are one opaque operator, so there is no graph break.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor
@@ -71,8 +73,10 @@ def segment_sum(dy: Tensor, offsets: Tensor) -> Tensor:
 
 def _segments(offsets: Tensor, rows: int) -> list[tuple[int, slice]]:
     ends = [0, *offsets.tolist()]
-    if any(a > b for a, b in zip(ends, ends[1:], strict=False)) or ends[-1] > rows:
-        raise ValueError(f"grouped_matmul: offsets must rise from 0 to at most {rows}, the number of rows, but are {ends[1:]}")
+    if any(a > b for a, b in itertools.pairwise(ends)) or ends[-1] > rows:
+        raise ValueError(
+            f"grouped_matmul: offsets must rise from 0 to at most {rows}, the number of rows, but are {ends[1:]}"
+        )
     return [(e, slice(ends[e], ends[e + 1])) for e in range(len(ends) - 1) if ends[e] < ends[e + 1]]
 
 

@@ -47,9 +47,7 @@ def linear_cross_entropy(
     }
     choice = backend.implementation("linear_cross_entropy", hidden.device.type)
     if choice == "triton":
-        from grist_kernels.linear_cross_entropy import triton_kernel
-
-        return triton_kernel.linear_cross_entropy(hidden, weight, targets, **options)
+        return backend.triton_kernel("linear_cross_entropy").linear_cross_entropy(hidden, weight, targets, **options)
     if choice == "pytorch" and pytorch_fast.fits(hidden, weight):
         return pytorch_fast.linear_cross_entropy(hidden, weight, targets, **options)
     return reference.linear_cross_entropy(hidden, weight, targets, **options)
@@ -57,19 +55,27 @@ def linear_cross_entropy(
 
 def _check(hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
     if weight.dim() != 2 or hidden.dim() < 1 or hidden.shape[-1] != weight.shape[1]:
-        raise ValueError("linear_cross_entropy: hidden must be (..., D) and weight (V, D), "
-                         f"but are {tuple(hidden.shape)} and {tuple(weight.shape)}")
+        raise ValueError(
+            "linear_cross_entropy: hidden must be (..., D) and weight (V, D), "
+            f"but are {tuple(hidden.shape)} and {tuple(weight.shape)}"
+        )
     if hidden.dtype != weight.dtype or not hidden.is_floating_point():
-        raise ValueError("linear_cross_entropy: hidden and weight must have one floating type, "
-                         f"but are {hidden.dtype} and {weight.dtype}")
+        raise ValueError(
+            "linear_cross_entropy: hidden and weight must have one floating type, "
+            f"but are {hidden.dtype} and {weight.dtype}"
+        )
     if targets.shape != hidden.shape[:-1] or targets.dtype != torch.int64:
-        raise ValueError(f"linear_cross_entropy: targets must be {tuple(hidden.shape[:-1])} int64 to match hidden, "
-                         f"but is {tuple(targets.shape)} {targets.dtype}")
+        raise ValueError(
+            f"linear_cross_entropy: targets must be {tuple(hidden.shape[:-1])} int64 to match hidden, "
+            f"but is {tuple(targets.shape)} {targets.dtype}"
+        )
 
 
 def _check_options(softcap: float | None, label_smoothing: float, z_loss: float, reduction: str) -> None:
     if reduction not in REDUCTIONS:
-        raise ValueError(f"linear_cross_entropy: reduction must be one of {', '.join(REDUCTIONS)}, but is {reduction!r}")
+        raise ValueError(
+            f"linear_cross_entropy: reduction must be one of {', '.join(REDUCTIONS)}, but is {reduction!r}"
+        )
     if softcap is not None and not softcap > 0:
         raise ValueError(f"linear_cross_entropy: softcap must be positive or None, but is {softcap}")
     if not 0 <= label_smoothing < 1:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from grist_kernels.cases import Case, normal
 
 
-def _case(name: str, R: int, D: int, V: int, ignored: float = 0.0, scale: float = 1.0, large: bool = False, **options) -> Case:
+def _case(
+    name: str, R: int, D: int, V: int, ignored: float = 0.0, scale: float = 1.0, large: bool = False, **options
+) -> Case:
     """ignored: the share of rows whose target is ignore_index."""
 
     def build(generator):
@@ -29,7 +33,7 @@ def _batched(generator):
     return {"hidden": normal(generator, 3, 21, 60), "weight": normal(generator, 50, 60, scale=0.2), "targets": targets}
 
 
-_EVERYTHING = {"z_loss": 1e-2, "softcap": 5.0, "label_smoothing": 0.1}
+_EVERYTHING: dict[str, Any] = {"z_loss": 1e-2, "softcap": 5.0, "label_smoothing": 0.1}
 
 CASES = [
     _case("one_row", 1, 8, 11),

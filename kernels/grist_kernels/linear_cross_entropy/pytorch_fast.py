@@ -159,7 +159,9 @@ def _chunk(
     return losses, d_logits
 
 
-def _accumulate(d_logits: Tensor | None, hidden: Tensor, weight: Tensor, d_hidden: Tensor | None, d_weight: Tensor | None) -> None:
+def _accumulate(
+    d_logits: Tensor | None, hidden: Tensor, weight: Tensor, d_hidden: Tensor | None, d_weight: Tensor | None
+) -> None:
     if d_logits is None:
         return
     d_logits = d_logits.to(hidden.dtype)

@@ -39,9 +39,9 @@ def moe(
     options = {"alpha": alpha, "limit": limit, "interleaved": interleaved}
     choice = backend.implementation("moe", x.device.type)
     if choice == "triton":
-        from grist_kernels.moe import triton_kernel
-
-        return triton_kernel.moe(x, expert_ids, expert_weights, w_gate_up, w_down, b_gate_up, b_down, **options)
+        return backend.triton_kernel("moe").moe(
+            x, expert_ids, expert_weights, w_gate_up, w_down, b_gate_up, b_down, **options
+        )
     if choice == "pytorch":
         return pytorch_fast.moe(x, expert_ids, expert_weights, w_gate_up, w_down, b_gate_up, b_down, **options)
     return reference.moe(x, expert_ids, expert_weights, w_gate_up, w_down, b_gate_up, b_down, **options)
@@ -60,18 +60,26 @@ def _check(
         raise ValueError(f"moe: w_gate_up must be (E, D, 2F), but is {tuple(w_gate_up.shape)}")
     E, D, F = w_gate_up.shape[0], w_gate_up.shape[1], w_gate_up.shape[2] // 2
     if x.dim() != 2 or x.shape[1] != D:
-        raise ValueError(f"moe: x must be (T, {D}) to match w_gate_up {tuple(w_gate_up.shape)}, but is {tuple(x.shape)}")
+        raise ValueError(
+            f"moe: x must be (T, {D}) to match w_gate_up {tuple(w_gate_up.shape)}, but is {tuple(x.shape)}"
+        )
     if w_down.shape != (E, F, D):
         raise ValueError(f"moe: w_down must be (E, F, D) = {(E, F, D)}, but is {tuple(w_down.shape)}")
     if expert_ids.dim() != 2 or expert_ids.shape[0] != x.shape[0] or expert_ids.shape != expert_weights.shape:
-        raise ValueError(f"moe: expert_ids and expert_weights must both be ({x.shape[0]}, A), "
-                         f"but are {tuple(expert_ids.shape)} and {tuple(expert_weights.shape)}")
+        raise ValueError(
+            f"moe: expert_ids and expert_weights must both be ({x.shape[0]}, A), "
+            f"but are {tuple(expert_ids.shape)} and {tuple(expert_weights.shape)}"
+        )
     if expert_ids.dtype not in (torch.int64, torch.int32) or not expert_weights.is_floating_point():
-        raise ValueError("moe: expert_ids must be int32 or int64 and expert_weights floating point, "
-                         f"but are {expert_ids.dtype} and {expert_weights.dtype}")
+        raise ValueError(
+            "moe: expert_ids must be int32 or int64 and expert_weights floating point, "
+            f"but are {expert_ids.dtype} and {expert_weights.dtype}"
+        )
     for name, bias, width in (("b_gate_up", b_gate_up, 2 * F), ("b_down", b_down, D)):
         if bias is not None and (bias.shape != (E, width) or bias.dtype != x.dtype):
             raise ValueError(f"moe: {name} must be {(E, width)} {x.dtype}, but is {tuple(bias.shape)} {bias.dtype}")
     if not x.is_floating_point() or not (x.dtype == w_gate_up.dtype == w_down.dtype):
-        raise ValueError("moe: x, w_gate_up and w_down must have one floating type, "
-                         f"but are {x.dtype}, {w_gate_up.dtype} and {w_down.dtype}")
+        raise ValueError(
+            "moe: x, w_gate_up and w_down must have one floating type, "
+            f"but are {x.dtype}, {w_gate_up.dtype} and {w_down.dtype}"
+        )

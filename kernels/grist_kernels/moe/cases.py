@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from grist_kernels.cases import Case, normal
 
-GPT_OSS = {"alpha": 1.702, "limit": 7.0, "interleaved": True}
+GPT_OSS: dict[str, Any] = {"alpha": 1.702, "limit": 7.0, "interleaved": True}
 _WEIGHTS = ("x", "expert_weights", "w_gate_up", "w_down")
 _BIASES = ("b_gate_up", "b_down")
 

@@ -113,7 +113,9 @@ class _Experts(torch.autograd.Function):
         weight_R = expert_weights.reshape(-1)[routing.pair_R]
         for e, segment in routing.segments:
             token, weight = routing.token_R[segment], weight_R[segment]
-            _backward_segment(e, segment, token, weight, x, d_out, h_R2F, w_up_halves, w_down, b_down, options, grads, buffers)
+            _backward_segment(
+                e, segment, token, weight, x, d_out, h_R2F, w_up_halves, w_down, b_down, options, grads, buffers
+            )
         d_x = torch.nn.functional.embedding_bag(routing.place_TA, grads.x_RD, mode="sum")
         d_weights = grads.weight_R[routing.place_TA.view(-1)].view(expert_weights.shape)
         d_up = _from_halves(grads.w_up, options)
@@ -151,7 +153,9 @@ def _backward_segment(
     """Everything that one expert's rows contribute."""
     n, F = segment.stop - segment.start, w_down.shape[1]
     d_out_rows = torch.index_select(d_out, 0, token, out=buffers.d_out[:n])
-    p = torch.mm(d_out_rows, w_down[e].T, out=buffers.d_act[:n])  # gradient of the activation before the expert's weight
+    p = torch.mm(
+        d_out_rows, w_down[e].T, out=buffers.d_act[:n]
+    )  # gradient of the activation before the expert's weight
     act, d_h, weight_column = buffers.act[:n], buffers.d_h[:n], weight.unsqueeze(1)
     d_weight = grads.weight_R[segment]
     for block in _blocks(n, F):
@@ -164,7 +168,7 @@ def _backward_segment(
         backward_block(gate, up, weighted, options.alpha, options.limit, d_gate, d_up, buffers.swiglu, want_act=True)
         torch.sum(p[block].mul_(unweighted), 1, out=d_weight[block])
         torch.mul(unweighted, weight_column[block], out=act[block])
-    if b_down is not None:
+    if b_down is not None and grads.b_down is not None:
         d_weight.addmv_(d_out_rows, b_down[e])
         torch.sum(torch.mul(d_out_rows, weight_column, out=buffers.x[:n]), 0, out=grads.b_down[e])
     torch.mm(act.T, d_out_rows, out=grads.w_down[e])

@@ -37,7 +37,7 @@ def moe(
     h = grouped_matmul(x_RD, w_gate_up, offsets_E, b_gate_up)
     act = swiglu(h, alpha=alpha, limit=limit, interleaved=interleaved)
     y_RD = grouped_matmul(act, w_down, offsets_E, b_down)
-    y_TAD = _gather_rows(y_RD, place_TA.view(-1), order_R[:, None]).view(*place_TA.shape, -1)
+    y_TAD = _gather_rows(y_RD, place_TA.view(-1), order_R[:, None]).view(*place_TA.shape, y_RD.shape[1])
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     return (y_TAD.to(wide) * expert_weights.to(wide).unsqueeze(-1)).sum(1).to(x.dtype)
 
@@ -51,7 +51,9 @@ def sort_by_expert(expert_ids: Tensor, experts: int) -> tuple[Tensor, Tensor, Te
     flat_R = expert_ids.reshape(-1)
     order_R = flat_R.argsort(stable=True)
     place_TA = order_R.argsort().view(expert_ids.shape)
-    offsets_E = torch.searchsorted(flat_R[order_R], torch.arange(experts, device=flat_R.device), right=True, out_int32=True)
+    offsets_E = torch.searchsorted(
+        flat_R[order_R], torch.arange(experts, device=flat_R.device), right=True, out_int32=True
+    )
     return order_R, order_R // expert_ids.shape[1], place_TA, offsets_E
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from grist_kernels.cases import Case, normal
 
 
-def _case(name: str, *shape: int, residual: bool = False, eps: float = 1e-5, scale: float = 1.0, large: bool = False) -> Case:
+def _case(
+    name: str, *shape: int, residual: bool = False, eps: float = 1e-5, scale: float = 1.0, large: bool = False
+) -> Case:
     def build(generator):
         arguments = {"x": normal(generator, *shape, scale=scale), "weight": normal(generator, shape[-1]), "eps": eps}
         if residual:

@@ -22,7 +22,7 @@ def fits(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None):
+def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
     """As grist_kernels.rms_norm."""
     if residual is None:
         return _RmsNorm.apply(x, weight, eps)

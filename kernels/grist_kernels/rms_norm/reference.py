@@ -8,7 +8,9 @@ from torch import Tensor
 from grist_kernels.precision import upcast
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5, residual: Tensor | None = None):
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float = 1e-5, residual: Tensor | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
     """y = h / sqrt(mean(h^2) + eps) * weight over the last axis, with h = x, or h = x + residual.
 
     The sum is formed in float32, normalised before it is rounded, and returned rounded to x's type as the new residual.

@@ -21,9 +21,7 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor
     _check(q, k, cos, sin)
     choice = backend.implementation("rope", q.device.type)
     if choice == "triton":
-        from grist_kernels.rope import triton_kernel
-
-        return triton_kernel.rope(q, k, cos, sin)
+        return backend.triton_kernel("rope").rope(q, k, cos, sin)
     if choice == "pytorch" and pytorch_fast.fits(q, cos):
         return pytorch_fast.rope(q, k, cos, sin)
     return reference.rope(q, k, cos, sin)
@@ -31,8 +29,10 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor
 
 def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
     if q.dim() not in (3, 4) or k.dim() != q.dim() or q.shape[:-2] != k.shape[:-2] or q.shape[-1] != k.shape[-1]:
-        raise ValueError("rope: q and k must be (B, T, heads, H) or packed (T, heads, H) and differ in heads only, "
-                         f"but q is {tuple(q.shape)} and k is {tuple(k.shape)}")
+        raise ValueError(
+            "rope: q and k must be (B, T, heads, H) or packed (T, heads, H) and differ in heads only, "
+            f"but q is {tuple(q.shape)} and k is {tuple(k.shape)}"
+        )
     if q.dtype != k.dtype or not q.is_floating_point():
         raise ValueError(f"rope: q and k must have one floating type, but q is {q.dtype} and k is {k.dtype}")
     if q.shape[-1] % 2:
@@ -40,5 +40,7 @@ def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
     time, pairs = q.shape[-3], q.shape[-1] // 2
     expected = [(time, pairs)] + ([(q.shape[0], time, pairs)] if q.dim() == 4 else [])
     if cos.shape not in expected or sin.shape != cos.shape:
-        raise ValueError(f"rope: cos and sin must both be {' or '.join(map(str, expected))} for q {tuple(q.shape)}, "
-                         f"but are {tuple(cos.shape)} and {tuple(sin.shape)}")
+        raise ValueError(
+            f"rope: cos and sin must both be {' or '.join(map(str, expected))} for q {tuple(q.shape)}, "
+            f"but are {tuple(cos.shape)} and {tuple(sin.shape)}"
+        )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from grist_kernels.cases import Case, normal
 
-GPT_OSS = {"alpha": 1.702, "limit": 7.0}
+GPT_OSS: dict[str, Any] = {"alpha": 1.702, "limit": 7.0}
 
 
 def _case(name: str, *shape: int, scale: float = 3.0, large: bool = False, **options) -> Case:

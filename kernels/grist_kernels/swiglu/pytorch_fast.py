@@ -71,7 +71,9 @@ class _Swiglu(torch.autograd.Function):
         return d_gate_up.view(gate_up.shape), None, None, None
 
 
-def forward_block(gate: Tensor, up: Tensor, alpha: float | None, limit: float | None, out: Tensor, scratch: Tensor) -> None:
+def forward_block(
+    gate: Tensor, up: Tensor, alpha: float | None, limit: float | None, out: Tensor, scratch: Tensor
+) -> None:
     """Write the activation of gate and up, (rows, F) each with any strides, into out (rows, F)."""
     _scaled_gate(gate, alpha, limit, out=scratch)
     torch.nn.functional.silu(scratch, inplace=True)
@@ -144,7 +146,7 @@ def _shifted_up_times(silu: Tensor, up: Tensor, alpha: float | None, limit: floa
 
 
 def _just_above(limit: float, dtype: torch.dtype) -> float:
-    """hardtanh passes a gradient strictly inside its bounds, clamp on them too: move the bound by one unit in the last place."""
+    """The next number above limit: hardtanh passes a gradient strictly inside its bounds, and clamp on them too."""
     if dtype == torch.float64:
         return math.nextafter(limit, math.inf)
     return torch.nextafter(torch.tensor(limit, dtype=dtype), torch.tensor(math.inf, dtype=dtype)).item()

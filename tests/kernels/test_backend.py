@@ -1,0 +1,107 @@
+"""Who decides which implementation runs, and what it says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from assertions import assert_close
+
+import grist_kernels
+from grist_kernels import OPS, backend
+from grist_kernels.cases import run
+
+PACKAGE = Path(grist_kernels.__file__).parent
+
+
+def _python(code: str, value: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"GRIST_KERNELS": value, "PYTHONPATH": str(PACKAGE.parent)}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_a_typo_says_what_was_expected():
+    result = _python("import grist_kernels", "tritn")
+    assert result.returncode != 0
+    assert "GRIST_KERNELS must be one of auto, triton or reference, but is 'tritn'" in result.stderr
+
+
+def test_the_environment_is_obeyed():
+    result = _python("import grist_kernels; print(sorted(set(grist_kernels.describe('cpu').values())))", "reference")
+    assert result.stdout.strip() == "['reference']", result.stderr
+
+
+def test_only_backend_reads_the_variable():
+    readers = [path.name for path in PACKAGE.rglob("*.py") if "environ" in path.read_text(encoding="utf-8")]
+    assert readers == ["backend.py"]
+
+
+def test_describe_names_every_op():
+    for device in ("cpu", "cuda", "mps"):
+        described = grist_kernels.describe(device)
+        assert set(described) == set(OPS)
+        assert set(described.values()) <= {"triton", "pytorch", "reference"}
+    assert "triton" not in grist_kernels.describe("cpu").values()
+
+
+def test_triton_never_falls_back_silently(monkeypatch):
+    monkeypatch.setattr(backend, "TRITON_OPS", frozenset({"rope"}))
+    x, w = torch.randn(2, 8), torch.ones(8)
+    with backend.using("triton"):
+        with pytest.raises(RuntimeError, match=r"rms_norm has no Triton kernel \(ops that have one: rope\)"):
+            grist_kernels.rms_norm(x, w)
+        assert grist_kernels.describe("cpu")["rope"] == "triton"
+        assert grist_kernels.describe("cpu")["rms_norm"] == "none"
+
+
+def test_auto_takes_triton_on_cuda_only(monkeypatch):
+    monkeypatch.setattr(backend, "TRITON_OPS", frozenset({"rope"}))
+    monkeypatch.setattr(backend, "TRITON_INSTALLED", True)
+    assert backend.implementation("rope", "cuda") == "triton"
+    assert backend.implementation("rope", "cpu") != "triton"
+    assert backend.implementation("rope", "mps") != "triton"
+    monkeypatch.setattr(backend, "TRITON_INSTALLED", False)
+    assert backend.implementation("rope", "cuda") != "triton"
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", OPS)
+def test_every_door_leads_to_its_triton_kernel(name, compiled, monkeypatch, tmp_path):
+    """A file <op>/triton_kernel.py is all that a new kernel needs: same name, same arguments."""
+    op, case = OPS[name], OPS[name].cases[0]
+    (tmp_path / "triton_kernel.py").write_text(f"from grist_kernels.{name}.reference import {name}\n", encoding="utf-8")
+    monkeypatch.setattr(op_module(name), "__path__", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, f"grist_kernels.{name}.triton_kernel", raising=False)
+    monkeypatch.setattr(backend, "TRITON_OPS", frozenset({name}))
+    monkeypatch.setattr(op_module(name), "reference", None)  # whoever takes another way stumbles
+    torch._dynamo.reset()
+    door = torch.compile(op.door, fullgraph=True, backend="eager") if compiled else op.door
+    arguments = case.arguments(torch.float32)
+    with backend.using("triton"):
+        got = run(door, arguments, ())
+    for key, value in run(op.reference, arguments, ()).items():
+        assert_close(key, got[key], value, atol=1e-6)
+
+
+def op_module(name: str) -> ModuleType:
+    """The module of an op's folder; the package's attribute of that name is the door."""
+    return sys.modules[f"grist_kernels.{name}"]
+
+
+def _fail_under(mode: str) -> None:
+    with backend.using(mode):
+        assert backend.mode() == mode
+        raise ZeroDivisionError
+
+
+def test_using_restores_the_mode():
+    before = backend.mode()
+    with pytest.raises(ZeroDivisionError):
+        _fail_under("reference")
+    assert backend.mode() == before
+    with pytest.raises(ValueError, match="must be one of auto, triton or reference"), backend.using("fast"):
+        pass
