@@ -45,13 +45,16 @@ def dataset(directory: Path, documents: int = 40, **changes) -> Path:
     """A prepared dataset with a training and a validation split, with the tokenizer of `portable`."""
     from grist_data.prepare import PrepareConfig, prepare
 
-    text_folder = directory.parent / f"{directory.name}-text"
-    text_folder.mkdir(parents=True)
+    folder = directory.parent / f"{directory.name}-text"
+    folder.mkdir(parents=True)
     for i in range(documents):
         body = " ".join(PARAGRAPHS[(i + j) % len(PARAGRAPHS)] for j in range(1 + i % 3))
-        (text_folder / f"{i:03d}.txt").write_text(f"{i}. {body}\n", encoding="utf-8")
-    tokenizer().save(text_folder / "tokenizer")
-    return prepare(PrepareConfig(source="files", out=str(directory), **changes))
+        (folder / f"{i:03d}.txt").write_text(f"{i}. {body}\n", encoding="utf-8")
+    tokenizer().save(folder / "tokenizer")
+    config = PrepareConfig(
+        source="files", paths=(str(folder),), tokenizer=str(folder / "tokenizer"), out=str(directory), **changes
+    )
+    return prepare(config)
 
 
 def random_ids(batch: int, length: int, vocab_size: int = 320, seed: int = 0) -> torch.Tensor:

@@ -30,7 +30,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         part.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = f"no space left while writing {path}; free some and run the same command again, it goes on from here"
+            message = (
+                f"no space left while writing {path}; free some and run the same command again, it goes on from here"
+            )
             raise OSError(error.errno, message) from error
         raise
 

@@ -89,7 +89,8 @@ class Batches:
         self._plan_digest = plan.digest()
         self._share, self._first = share, rank * share
         self._documents, self._ignore_next_document = documents, ignore_next_document
-        self._supply = _Supply(shards, share, sequence_length + 1, torch.device(device))
+        self._device = torch.device(device)
+        self._supply = _Supply(shards, share, sequence_length + 1, self._device)
         self._ahead = 0 if shards.reads_whole else _STEPS_AHEAD
         self._seek(0)
         shards.expect("random" if shuffle else "sequential")
@@ -153,12 +154,12 @@ class Batches:
         return self._block.popleft()
 
     def _batch(self, rows: torch.Tensor, offsets: np.ndarray) -> Batch:
-        """rows: (B, T + 1) of the file's integer type, on the device."""
-        ids_BT, targets_BT = rows[:, :-1].to(torch.int64), rows[:, 1:].to(torch.int64)
+        """rows: (B, T + 1) of the file's integer type."""
+        ids_BT = rows[:, :-1].to(torch.int64).to(self._device)
+        targets_BT = rows[:, 1:].to(torch.int64).to(self._device)
         if not (self._documents or self._ignore_next_document):
             return Batch(ids_BT, targets_BT, None, targets_BT.numel())
         T = self.sequence_length
-        # T + 2 reaches ends that fall on the border between the window's last input and its target.
         ends = [row * T + self._ends_in(offset) for row, offset in enumerate(offsets.tolist())]
         valid = targets_BT.numel()
         if self._ignore_next_document:
@@ -205,10 +206,14 @@ def evaluation_batches(
         raise ValueError(f"max_tokens must be at least 1, but is {max_tokens}; leave it out to score the whole split")
     n_targets = shards.n_tokens - 1
     if n_targets < 1:
-        raise ValueError(f"the {shards.split} split of {shards.directory} has no token to predict: {n_targets + 1} in all")
+        raise ValueError(
+            f"the {shards.split} split of {shards.directory} has no token to predict: {n_targets + 1} in all"
+        )
     n_targets = min(n_targets, max_tokens or n_targets)
     n_windows = 1 + -(-max(0, n_targets - sequence_length) // stride)
-    return _evaluate(shards, sequence_length, batch_size, stride, rank, world_size, device, documents, n_targets, n_windows)
+    return _evaluate(
+        shards, sequence_length, batch_size, stride, rank, world_size, device, documents, n_targets, n_windows
+    )
 
 
 def _evaluate(
@@ -224,7 +229,9 @@ def _evaluate(
     n_windows: int,
 ) -> Iterator[Batch]:
     filler = shards.eot_id or 0
-    for first in range(rank * batch_size, -(-n_windows // (batch_size * world_size)) * batch_size * world_size, batch_size * world_size):
+    at_once = batch_size * world_size
+    n_steps = -(-n_windows // at_once)
+    for first in range(rank * batch_size, n_steps * at_once, at_once):
         ids_BT = np.full((batch_size, T), filler, np.int64)
         targets_BT = np.full((batch_size, T), IGNORE, np.int64)
         ends = [np.zeros(0, np.int64)] * batch_size
@@ -254,7 +261,9 @@ class _Supply:
         self._shards, self._device, self._turn = shards, device, 0
         on_gpu = device.type == "cuda"
         dtype = torch.uint16 if shards.dtype.itemsize == 2 else torch.int32  # ids stay below 2^31
-        self._buffers = [torch.empty(rows, width, dtype=dtype, pin_memory=on_gpu) for _ in range(_RING if on_gpu else 1)]
+        self._buffers = [
+            torch.empty(rows, width, dtype=dtype, pin_memory=on_gpu) for _ in range(_RING if on_gpu else 1)
+        ]
         self._copied: list[Any] = [torch.cuda.Event() for _ in self._buffers] if on_gpu else []
 
     def rows(self, offsets: np.ndarray) -> torch.Tensor:

@@ -46,7 +46,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
                 f"the dataset in {directory} is not finished: run the command that prepares it again, it goes on from"
                 " where it stopped"
             )
-        raise FileNotFoundError(f"no dataset in {directory}: prepare one with python -m grist_data.prepare --out {directory}")
+        raise FileNotFoundError(
+            f"no dataset in {directory}: prepare one with python -m grist_data.prepare --out {directory}"
+        )
     content = read_json(file)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{file} does not describe a dataset of this kind: expected format {FORMAT!r}")

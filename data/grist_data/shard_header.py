@@ -124,9 +124,13 @@ def unpack(page: bytes, path: Path) -> Header:
             " of gristmill, or prepare the dataset again"
         )
     if _SUM.unpack_from(page, _SUM_AT)[0] != sum_of(page[:_SUM_AT]):
-        raise ValueError(f"{path}: the header does not match its checksum; the file is damaged, prepare or copy it again")
+        raise ValueError(
+            f"{path}: the header does not match its checksum; the file is damaged, prepare or copy it again"
+        )
     if header_bytes != HEADER_BYTES or token_bytes not in TOKEN_DTYPES:
-        raise ValueError(f"{path}: a header of {header_bytes} bytes with {token_bytes}-byte tokens is not of this format")
+        raise ValueError(
+            f"{path}: a header of {header_bytes} bytes with {token_bytes}-byte tokens is not of this format"
+        )
     if flags & _HAS_LOSS_MASK:
         raise ValueError(f"{path} has a loss mask, which this version of gristmill cannot honour")
     encoding = Encoding(
@@ -139,7 +143,7 @@ def unpack(page: bytes, path: Path) -> Header:
         manifest_sha256=fields[25].hex(),
     )
     spans = zip(fields[12:24:2], fields[13:24:2], strict=True)
-    sections = dict(zip(SECTIONS, spans, strict=True))
+    sections: dict[str, tuple[int, int]] = dict(zip(SECTIONS, spans, strict=True))
     header = Header(n_tokens, n_docs, encoding, sections, *fields[26:29])
     _check_sections(header, path)
     return header
@@ -156,6 +160,8 @@ def _check_sections(header: Header, path: Path) -> None:
         if header.sections[name][1] != size:
             raise ValueError(f"{path}: section {name} has {header.sections[name][1]} bytes, but the counts say {size}")
     if header.sections["doc_hash"][1] not in (0, header.n_docs * DOC_HASH_BYTES):
-        raise ValueError(f"{path}: section doc_hash has {header.sections['doc_hash'][1]} bytes for {header.n_docs} texts")
+        raise ValueError(
+            f"{path}: section doc_hash has {header.sections['doc_hash'][1]} bytes for {header.n_docs} texts"
+        )
     if any(offset % HEADER_BYTES or offset < HEADER_BYTES for offset, _ in header.sections.values()):
         raise ValueError(f"{path}: a section does not begin at a multiple of {HEADER_BYTES}")

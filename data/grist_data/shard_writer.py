@@ -60,7 +60,9 @@ def write_shard(
     """
     n_docs = len(doc_ends)
     if len(doc_hashes) != n_docs * DOC_HASH_BYTES:
-        raise ValueError(f"expected {DOC_HASH_BYTES} bytes of hash for each of {n_docs} texts, but got {len(doc_hashes)}")
+        raise ValueError(
+            f"expected {DOC_HASH_BYTES} bytes of hash for each of {n_docs} texts, but got {len(doc_hashes)}"
+        )
     with atomic_file(path) as file:
         writer = _SectionWriter(file)
         n_tokens = sum(writer.add(_checked(piece, encoding)) for piece in tokens) // encoding.token_bytes

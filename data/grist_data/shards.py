@@ -62,7 +62,9 @@ class ShardFile:
             self._check_block_sums()
         n_tokens = self.header.n_tokens
         if self.header.n_docs and int(self.doc_ends[-1]) != n_tokens:
-            raise ValueError(f"{path}: the last document ends at {int(self.doc_ends[-1])}, but there are {n_tokens} tokens")
+            raise ValueError(
+                f"{path}: the last document ends at {int(self.doc_ends[-1])}, but there are {n_tokens} tokens"
+            )
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) as a view of the file, uint16 or uint32."""
@@ -131,7 +133,9 @@ class ShardFile:
 
     def _check_block_sums(self) -> None:
         if root_of(self._block_sums) != self.header.root:
-            raise ValueError(f"{self.path}: section block_sums does not match the root in the header; the file is damaged")
+            raise ValueError(
+                f"{self.path}: section block_sums does not match the root in the header; the file is damaged"
+            )
 
     def _check_blocks(self, name: str, start: int, stop: int) -> None:
         for block in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
@@ -198,7 +202,9 @@ class Shards:
                 f" {tokenizer_sha256} was expected; prepare the text again with that tokenizer"
             )
         if not (directory / TOKENIZER_FILE).is_file():
-            raise FileNotFoundError(f"{directory / TOKENIZER_FILE} is missing: the dataset is not complete, copy it again")
+            raise FileNotFoundError(
+                f"{directory / TOKENIZER_FILE} is missing: the dataset is not complete, copy it again"
+            )
         on_disk = hashlib.sha256((directory / TOKENIZER_FILE).read_bytes()).hexdigest()
         if on_disk != own_sha256:
             raise ValueError(
@@ -206,7 +212,9 @@ class Shards:
                 f" expected {own_sha256}"
             )
         if split not in manifest["splits"]:
-            raise ValueError(f"the dataset in {directory} has no split {split!r}; it has {', '.join(manifest['splits'])}")
+            raise ValueError(
+                f"the dataset in {directory} has no split {split!r}; it has {', '.join(manifest['splits'])}"
+            )
         shards = []
         for facts in manifest["splits"][split]["shards"]:
             shard = ShardFile(directory / facts["file"], verify)

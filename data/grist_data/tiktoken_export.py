@@ -8,6 +8,7 @@ merging alone does not reach is used only where it is a whole pre-token (`ignore
 from __future__ import annotations
 
 import base64
+import itertools
 from pathlib import Path
 
 from grist_data.patterns import GPT2, O200K
@@ -109,7 +110,7 @@ def _merged_below(ranks: dict[bytes, int], token: bytes, limit: int) -> list[byt
     """The token's bytes after every merge of a rank below `limit`, lowest rank first, leftmost among equals."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
-        candidates = [ranks.get(left + right, limit) for left, right in zip(parts, parts[1:], strict=False)]
+        candidates = [ranks.get(left + right, limit) for left, right in itertools.pairwise(parts)]
         best = min(candidates)
         if best >= limit:
             break

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,15 @@ def bytes_to_characters() -> list[str]:
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+def pieces_of(text: str) -> Iterator[str]:
+    """The text in pieces of about 64 Ki characters, each but the first beginning at a space."""
+    start = 0
+    while len(text) - start > 2 * _PIECE_CHARS and (cut := _CUT.search(text, start + _PIECE_CHARS)):
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]
 
 
 class Tokenizer:
@@ -108,13 +117,10 @@ class Tokenizer:
         """Ids of each text as uint32 arrays, computed on all cores (TOKENIZERS_PARALLELISM=false for one)."""
         for text in texts:
             _refuse_surrogates(text)
-        pieces = [list(self.pieces(text)) for text in texts]
+        pieces = [list(pieces_of(text)) if self.cuts_at_spaces else [text] for text in texts]
         flat = [piece for of_text in pieces for piece in of_text]
         encodings = iter(self._engine.encode_batch_fast(flat, add_special_tokens=False))
-        return [
-            np.concatenate([np.array(next(encodings).ids, np.uint32) for _ in of_text] or [np.zeros(0, np.uint32)])
-            for of_text in pieces
-        ]
+        return [np.concatenate([np.array(next(encodings).ids, np.uint32) for _ in of_text]) for of_text in pieces]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids, special tokens by name. Bytes that are no UTF-8 and ids without a token become U+FFFD."""
@@ -148,18 +154,6 @@ class Tokenizer:
             for step in first
         )
 
-    def pieces(self, text: str) -> Iterable[str]:
-        """The text in pieces of about 64 Ki characters, cut only where a cut changes no id."""
-        if len(text) <= 2 * _PIECE_CHARS or not self.cuts_at_spaces:
-            yield text
-            return
-        start = 0
-        while len(text) - start > _PIECE_CHARS and (cut := _CUT.search(text, start + _PIECE_CHARS)):
-            yield text[start : cut.start()]
-            start = cut.start()
-        yield text[start:]
-
-
     @cached_property
     def _byte_level(self) -> bool:
         return any(step["type"] == "ByteLevel" for step in _steps(self._definition.get("decoder"), "decoders"))
@@ -167,7 +161,9 @@ class Tokenizer:
     @cached_property
     def _bytes_of_id(self) -> dict[int, bytes]:
         if not self._byte_level:
-            raise ValueError(f"token bytes are defined for byte-level tokenizers; this {self.kind} one is not byte-level")
+            raise ValueError(
+                f"token bytes are defined for byte-level tokenizers; this {self.kind} one is not byte-level"
+            )
         byte_of = {character: byte for byte, character in enumerate(bytes_to_characters())}
         prefix = self._definition["model"].get("continuing_subword_prefix") or ""
         literal = self._engine.get_added_tokens_decoder()
@@ -182,7 +178,9 @@ class Tokenizer:
         value = self.config.get(key)
         name = value.get("content") if isinstance(value, dict) else value
         if name is not None and name not in self.special_tokens:
-            raise ValueError(f"{CONFIG_FILE} names {name!r} as {key}, but the special tokens are {[*self.special_tokens]}")
+            raise ValueError(
+                f"{CONFIG_FILE} names {name!r} as {key}, but the special tokens are {[*self.special_tokens]}"
+            )
         return name
 
 

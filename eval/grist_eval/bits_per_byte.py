@@ -31,6 +31,7 @@ def bits_per_byte(
     max_tokens: int | None = None,
     device: torch.device | str = "cpu",
     tokenizer: Tokenizer | None = None,
+    documents: bool = False,
     progress: bool = False,
 ) -> dict[str, float | int]:
     """Negative log likelihood of a split under a model, summed in float64 and reported in four units.
@@ -56,6 +57,7 @@ def bits_per_byte(
         batch_size: windows a rank runs at once.
         max_tokens: score only this many tokens, for a quick look during training.
         tokenizer: needed with `max_tokens` only; the dataset's own is loaded when not given.
+        documents: keep attention and positions inside documents, as a model trained with document masks expects.
         progress: draw a bar on stderr (on rank 0).
 
     Returns:
@@ -86,6 +88,7 @@ def bits_per_byte(
         world_size=world_size,
         device=device,
         max_tokens=max_tokens,
+        documents=documents,
     )
     was_training = model.training
     model.eval()
@@ -99,6 +102,7 @@ def bits_per_byte(
                 bar.update(targets_S.numel() * world_size)
     finally:
         model.train(was_training)
+        _reshard(model)
     if world_size > 1:
         dist.all_reduce(nll_sum)
         dist.all_reduce(count_V)
@@ -175,6 +179,14 @@ def _whole(weight: torch.Tensor) -> torch.Tensor:
 
     # The weights do not change during an evaluation, so one gather serves every batch.
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+def _reshard(model) -> None:
+    """Leave an FSDP2 model as it was found: its root stays gathered after a forward that no backward follows."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 def _dataset_tokenizer(shards: Shards) -> Tokenizer:

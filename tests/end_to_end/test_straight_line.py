@@ -135,3 +135,23 @@ def test_resolved_config_reproduces_the_run(finished, tmp_path):
     again.write_text(yaml.safe_dump(config))
     train(again)
     assert losses(tmp_path) == losses(finished)
+
+
+def test_transformers_loads_the_run_with_the_same_logits_and_greedy_text(finished):
+    transformers = pytest.importorskip("transformers")
+    directory = finished / "runs" / "tiny" / "model"
+    ours, tokenizer = grist_model.load(directory), Tokenizer.load(directory)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+
+    text = "the miller carries the grain to the mill — naïve 🥞"
+    ids = tokenizer.encode(text)
+    assert their_tokenizer.encode(text, add_special_tokens=False) == ids
+    prompt = torch.tensor([ids[:24]])
+    with torch.no_grad():
+        difference = (theirs(prompt).logits - ours(prompt)).abs().max().item()
+    assert difference < 1e-4
+
+    mine = grist_model.generate(ours, ids[:6], max_new_tokens=12, temperature=0.0)
+    full = theirs.generate(torch.tensor([ids[:6]]), max_new_tokens=12, do_sample=False, eos_token_id=None)
+    assert their_tokenizer.decode(full[0, 6:]) == tokenizer.decode(mine)

@@ -20,19 +20,17 @@ T = 48  # not the model's context, and not a divisor of the split
 
 
 def naive(network, ids: list[int], length: int, stride: int) -> float:
-    """Nats of every token after the first: one window after the other, one position after the other, in float64.
-
-    The first window scores all it holds; each later one ends `stride` tokens further and scores what is new in it.
-    """
+    """Nats of every token after the first: one window after the other, one position after the other, in float64."""
     network = network.double()
-    nats, scored = 0.0, 0  # targets 1 to `scored` are done
-    while scored < len(ids) - 1:
-        end = min(scored + (stride if scored else length), len(ids) - 1)
-        begin = max(0, end - length)
-        log_p = network(torch.tensor([ids[begin:end]])).double().log_softmax(-1)[0]
-        for target in range(scored + 1, end + 1):
-            nats -= log_p[target - 1 - begin, ids[target]].item()
-        scored = end
+    nats, scored, start = 0.0, 1, 0  # of the ids, the first `scored` are done
+    while scored < len(ids):
+        window = ids[start : start + length + 1]
+        log_p = network(torch.tensor([window[:-1]])).double().log_softmax(-1)[0]
+        for position in range(1, len(window)):
+            if start + position >= scored:
+                nats -= log_p[position - 1, window[position]].item()
+        scored = start + len(window)
+        start += stride
     network.float()
     return nats
 

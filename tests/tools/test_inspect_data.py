@@ -7,7 +7,7 @@ import pytest
 import tiny_house
 
 from grist_data import Shards
-from grist_tools.inspect_data import count_tokens, document_text, main, sample, window_text
+from grist_tools.inspect_data import count_tokens, document_borders, document_text, main, sample, window_text
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_the_summary_holds_the_numbers_of_the_dataset(dataset, shards, capsys):
     row = next(line for line in out.splitlines() if line.startswith("train ")).split()
     assert row[1:3] == [f"{shards.n_docs:,}", f"{shards.n_tokens:,}"]
     assert f"{shards.n_bytes / shards.n_tokens:.3f}" in row
-    lengths = np.diff(shards.document_ends(), prepend=0)
+    lengths = np.diff(document_borders(shards))
     assert f"{lengths.max():,}" in out
     assert f"{lengths.mean():,.1f}" in out
 
@@ -106,7 +106,7 @@ def test_a_flipped_byte_is_found(dataset, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [(["absent"], "no dataset at"), (["{dataset}", "--split", "test"], "has no split 'test'")]
+    ("arguments", "message"), [(["absent"], "no dataset in"), (["{dataset}", "--split", "test"], "has no split 'test'")]
 )
 def test_bad_input_is_told(dataset, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)

@@ -34,7 +34,7 @@ def split_table(splits: dict[str, Shards]) -> str:
             size(shards.n_bytes),
             f"{shards.n_bytes / shards.n_tokens:.3f}" if shards.n_tokens else "-",
             str(len(shards.shards)),
-            size(sum(shard.path.stat().st_size for shard in shards.shards)),
+            size(sum(shard.header.file_bytes for shard in shards.shards)),
         )
         for name, shards in splits.items()
     ]
@@ -48,11 +48,22 @@ def length_table(splits: dict[str, Shards]) -> str:
     header = ["tokens a document", "shortest", *(f"{p}%" for p in PERCENTILES), "mean", "longest"]
     rows = []
     for name, shards in splits.items():
-        lengths = np.diff(shards.document_ends(), prepend=0)
+        lengths = np.diff(document_borders(shards))
         if len(lengths):
             middle = [f"{value:,.0f}" for value in np.percentile(lengths, PERCENTILES)]
             rows.append([name, f"{lengths.min():,}", *middle, f"{lengths.mean():,.1f}", f"{lengths.max():,}"])
     return table(header, rows)
+
+
+def document_borders(shards: Shards) -> np.ndarray:
+    """Where the documents of a split begin, and at the end its number of tokens: (n_docs + 1,) int64."""
+    import numpy as np
+
+    borders, start = [np.zeros(1, np.int64)], 0
+    for shard in shards.shards:  # a document never crosses from one shard into the next
+        borders.append(shard.doc_ends.astype(np.int64) + start)
+        start += shard.header.n_tokens
+    return np.concatenate(borders)
 
 
 def header_table(splits: dict[str, Shards]) -> str:
@@ -63,9 +74,9 @@ def header_table(splits: dict[str, Shards]) -> str:
             shard.path.name,
             f"{shard.header.n_tokens:,}",
             f"{shard.header.n_docs:,}",
-            str(shard.header.token_bytes),
-            f"{shard.header.vocab_size:,}",
-            "-" if shard.header.eot_id is None else str(shard.header.eot_id),
+            str(shard.header.encoding.token_bytes),
+            f"{shard.header.encoding.vocab_size:,}",
+            "-" if shard.header.encoding.eot_id is None else str(shard.header.encoding.eot_id),
             f"{shard.header.root:016x}",
         )
         for shards in splits.values()
@@ -76,8 +87,7 @@ def header_table(splits: dict[str, Shards]) -> str:
 
 def document_text(shards: Shards, tokenizer: Tokenizer, number: int, most: int) -> str:
     """A document as its tokens decode, special tokens by name, its middle left out where it is longer than `most`."""
-    ends = shards.document_ends()
-    start, end = (0 if number == 0 else int(ends[number - 1])), int(ends[number])
+    start, end = document_borders(shards)[number : number + 2].tolist()
     text = tokenizer.decode(shards.read(start, end - start).tolist())
     if len(text) > most:
         text = f"{text[: most // 2]} [... {len(text) - most:,} characters ...] {text[-(most - most // 2) :]}"
@@ -131,13 +141,16 @@ def counts_text(name: str, counts: np.ndarray, tokenizer: Tokenizer) -> str:
 
 
 def verify(splits: dict[str, Shards]) -> int:
-    """Check every byte of every shard; the number of bytes. Raises ShardError naming the first damaged block."""
+    """Check every byte of every shard; the number of bytes. Raises ValueError naming every damaged block."""
     from tqdm import tqdm
 
     shards = [shard for each in splits.values() for shard in each.shards]
-    for shard in tqdm(shards, desc="verify", unit="shard", leave=False):
-        shard.verify()
-    return sum(shard.path.stat().st_size for shard in shards)
+    problems = [
+        problem for shard in tqdm(shards, desc="verify", unit="shard", leave=False) for problem in shard.problems()
+    ]
+    if problems:
+        raise ValueError(f"{len(problems)} damaged block(s):\n" + "\n".join(problems))
+    return sum(shard.header.file_bytes for shard in shards)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -161,22 +174,21 @@ def report(options: argparse.Namespace) -> None:
     """Print what was asked for.
 
     Raises:
-        FileNotFoundError: no dataset there, or one whose preparation has not finished.
-        ValueError: no such split, or a damaged file (`ShardError`).
+        FileNotFoundError: no dataset there, or a file of it is missing.
+        ValueError: no such split, an unfinished dataset, or a damaged file.
     """
     from grist_data import Shards, Tokenizer
-    from grist_data.shards import read_dataset
+    from grist_data.manifest import read_manifest
 
     directory = Path(options.dataset)
-    dataset = read_dataset(directory)
-    names = [options.split] if options.split else list(dataset["splits"])
+    manifest = read_manifest(directory)
+    names = [options.split] if options.split else list(manifest["splits"])
     splits = {name: Shards.open(directory, split=name) for name in names}
     tokenizer = Tokenizer.load(directory)
-    some = next(iter(splits.values()))
-    print(f"{directory}\ndataset    {dataset['dataset_id']}")
-    print(f"tokenizer  {tokenizer.kind}, {some.vocab_size:,} ids, sha256 {some.tokenizer_sha256}")
-    if tokenizer.sha256 != some.tokenizer_sha256:
-        raise ValueError(f"{directory}/tokenizer.json is another one: its sha256 is {tokenizer.sha256}")
+    source = manifest["source"]
+    print(f"{directory}\ndataset    {manifest['dataset_id']}")
+    print(f"tokenizer  {tokenizer.kind}, {tokenizer.vocab_size:,} ids, sha256 {tokenizer.sha256}")
+    print(f"source     {source['name']}, {source['documents']:,} documents, {size(source['text_bytes'])}")
     print(f"\n{split_table(splits)}\n\n{length_table(splits)}")
     if options.headers:
         print(f"\n{header_table(splits)}")

@@ -22,7 +22,7 @@ def documents(
     separator: str | None = None,
     errors: str = "strict",
 ) -> Iterator[Document]:
-    r"""One document a text file, a line of .jsonl, or a row of .parquet; documents without a visible character are left out.
+    r"""One document a text file, a line of .jsonl, or a row of .parquet.
 
     paths: files, directories (searched through, hidden names left out) or globs ('books/**/*.txt').
     text_column: key or column that holds the text.
@@ -38,12 +38,11 @@ def documents(
     for file in find(paths):
         kind = file.name.lower().removesuffix(".gz").rsplit(".", 1)[-1]
         if kind == "txt":
-            found = _text_documents(file, separator, errors)
+            yield from _text_documents(file, separator, errors)
         elif kind == "jsonl":
-            found = _json_documents(file, text_column, errors)
+            yield from _json_documents(file, text_column, errors)
         else:
-            found = _parquet_documents(file, text_column)
-        yield from (document for document in found if not document.text.isspace() and document.text)
+            yield from _parquet_documents(file, text_column)
 
 
 def find(paths: tuple[str, ...]) -> list[Path]:

@@ -103,7 +103,9 @@ def download(url: str, target: Path) -> Path:
             os.replace(part, target)
             _validator_file(part).unlink(missing_ok=True)
             return target
-    raise OSError(f"{url} could not be downloaded in {_ATTEMPTS} attempts; the last failed with: {failure}") from failure
+    raise OSError(
+        f"{url} could not be downloaded in {_ATTEMPTS} attempts; the last failed with: {failure}"
+    ) from failure
 
 
 def _pause_s(attempt: int) -> float:
@@ -164,4 +166,6 @@ def _read_text(file: Path) -> str:
         try:
             return data.decode(declared[1].decode())
         except (LookupError, UnicodeDecodeError) as wrong:
-            raise ValueError(f"{file} cannot be decoded as {declared[1].decode()}, which it declares: {wrong}") from wrong
+            raise ValueError(
+                f"{file} cannot be decoded as {declared[1].decode()}, which it declares: {wrong}"
+            ) from wrong

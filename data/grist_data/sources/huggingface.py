@@ -22,7 +22,7 @@ def documents(
     cache_dir: str | None = None,
     max_documents: int | None = None,
 ) -> Iterator[Document]:
-    """One document a row; rows without a visible character are left out.
+    """One document a row.
 
     name: a dataset on the hub, a local directory (of data files, or of `save_to_disk`), or a local file.
     subset: the dataset's configuration, where it has several. split: 'train', or a slice such as 'train[:1%]'.
@@ -38,11 +38,12 @@ def documents(
         text = row.get(text_column)
         if not isinstance(text, str):
             raise ValueError(f"{name}:{number}: expected a text in {text_column!r}, but got {text!r:.60}")
-        if text and not text.isspace():
-            yield Document(text, f"{name}:{split}:{number}", "huggingface")
+        yield Document(text, f"{name}:{split}:{number}", "huggingface")
 
 
-def _opened(name: str, subset: str | None, split: str, streaming: bool, revision: str | None, cache_dir: str | None) -> Any:
+def _opened(
+    name: str, subset: str | None, split: str, streaming: bool, revision: str | None, cache_dir: str | None
+) -> Any:
     try:
         import datasets
     except ImportError as error:
@@ -52,14 +53,14 @@ def _opened(name: str, subset: str | None, split: str, streaming: bool, revision
         if path.suffix not in _BUILDER_OF:
             raise ValueError(f"{name}: unknown kind of file; expected one that ends in {', '.join(_BUILDER_OF)}")
         builder = _BUILDER_OF[path.suffix]
-        return datasets.load_dataset(builder, data_files=str(path), split=split, streaming=streaming, cache_dir=cache_dir)
+        return datasets.load_dataset(
+            builder, data_files=str(path), split=split, streaming=streaming, cache_dir=cache_dir
+        )
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         saved = datasets.load_from_disk(str(path))
         if isinstance(saved, datasets.Dataset):
             return saved
         if split not in saved:
-            raise ValueError(f"{name} has no split {split!r}; its splits are {', '.join(saved)}")
+            raise ValueError(f"{name} has no split {split!r}; its splits are {', '.join(map(str, saved))}")
         return saved[split]
-    return datasets.load_dataset(
-        name, subset, split=split, streaming=streaming, revision=revision, cache_dir=cache_dir
-    )
+    return datasets.load_dataset(name, subset, split=split, streaming=streaming, revision=revision, cache_dir=cache_dir)

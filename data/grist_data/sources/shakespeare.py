@@ -46,7 +46,9 @@ def plain_text(markdown: str) -> str:
             speeches.append([_clean(speaker[1]).replace(":", "") + ":"])
             block = block[speaker.end() :]
         # A speech goes on after a stage direction without naming its speaker again.
-        lines = [line for line in map(str.strip, _clean(_BRACKETED.sub("", _EMPHASIS.sub("", block))).split("\n")) if line]
+        lines = [
+            line for line in map(str.strip, _clean(_BRACKETED.sub("", _EMPHASIS.sub("", block))).split("\n")) if line
+        ]
         if speeches:
             speeches[-1] += lines
     return "\n\n".join("\n".join(speech) for speech in speeches if len(speech) > 1) + "\n"

@@ -69,7 +69,7 @@ CASES = [
     _case("own_scale", 1, 63, 2, 2, 16, scale=0.05, sinks=True),
     _case("with_lse", 2, 63, 4, 2, 32, sinks=True, window=9, return_lse=True),
     _packed("packed", [30, 1, 0, 32], 4, 2, 60),
-    _packed("packed_window_sinks", [0, 70, 129, 64], 4, 2, 32, sinks=True, window=20),
+    _packed("packed_window_sinks", [0, 70, 300, 64], 4, 2, 32, sinks=True, window=20),
     _packed("packed_lse", [5, 58], 2, 1, 16, return_lse=True),
     Case("views_of_qkv", _views_of_qkv, ("q", "k", "v"), gradient_factor=_FLASH),
     Case("heads_first", _heads_first, ("q", "k", "v"), gradient_factor=_FLASH),

@@ -45,7 +45,7 @@ CASES = [
     _case("one_takes_all", 63, 24, 6, 1, 16, ids=lambda T, A: torch.full((T, A), 3), **GPT_OSS),
     _case("same_expert_twice", 20, 16, 3, 2, 8, ids=lambda T, A: torch.full((T, A), 1)),
     _case("narrow_ids", 20, 16, 3, 2, 8, ids=lambda T, A: (torch.arange(T * A) % 3).view(T, A).int()),
-    _case("several_blocks", 900, 16, 2, 1, 512, ids=lambda T, A: torch.zeros(T, A, dtype=torch.int64), **GPT_OSS),
+    _case("several_blocks", 1100, 16, 2, 1, 512, ids=lambda T, A: torch.zeros(T, A, dtype=torch.int64), **GPT_OSS),
     _case("gpt_oss_20b", 4096, 2880, 32, 4, 2880, large=True, **GPT_OSS),
     _case("fine_grained", 8192, 2048, 128, 8, 768, bias=False, large=True),
 ]

@@ -28,7 +28,7 @@ CASES = [
     _case("residual", 2, 63, 60, residual=True),
     _case("prime_width", 5, 127),
     _case("wide", 3, 2880),
-    _case("many_rows", 700, 512, residual=True),
+    _case("many_rows", 1100, 512, residual=True),
     _case("tiny_values", 7, 64, eps=1e-6, scale=1e-4),
     _case("large_values", 7, 64, scale=1e3),
     Case("strided", _strided, ("x", "weight")),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK_ELEMENTS = 131072  # 512 KiB of float32: half a second-level cache; the swapped copy takes the other half
+BLOCK_ELEMENTS = 524288  # 2 MiB of float32
 SMALL = 16384  # below this, as in generation, the calls cost more than the arithmetic: the reference makes fewer
 
 
@@ -47,18 +47,26 @@ class _Rotate(torch.autograd.Function):
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     out = x.new_empty(x.shape)
     x_BTNH, out_BTNH = (x[None], out[None]) if x.dim() == 3 else (x, out)
+    cos, sin = (cos, sin) if cos.dim() == 3 else (cos[None], sin[None])
     B, T, N, H = x_BTNH.shape
-    cos_rows = torch.cat((cos, cos), -1).unsqueeze(-2).expand(*cos.shape[:-1], N, H).contiguous()
-    sin_rows = torch.cat((-sin, sin), -1).unsqueeze(-2).expand(*cos.shape[:-1], N, H).contiguous()
-    step = max(1, BLOCK_ELEMENTS // max(1, N * H))
-    scratch = x.new_empty(min(step, T), N, H)
-    for b in range(B):
-        cos_TNH, sin_TNH = (cos_rows[b], sin_rows[b]) if cos.dim() == 3 else (cos_rows, sin_rows)
-        for start in range(0, T, step):
-            block = slice(start, min(start + step, T))
-            rows = x_BTNH[b, block]
-            swapped = scratch[: rows.shape[0]]
+    cos_rows = torch.cat((cos, cos), -1).unsqueeze(-2).expand(-1, T, N, H).contiguous()
+    sin_rows = torch.cat((-sin, sin), -1).unsqueeze(-2).expand(-1, T, N, H).contiguous()
+    sequences, tokens = _block_shape(B, T, N * H)
+    scratch = x.new_empty(sequences * tokens, N, H)
+    for first in range(0, B, sequences):
+        several = slice(first, min(first + sequences, B))
+        own = several if cos_rows.shape[0] > 1 else slice(None)  # tables: one for each sequence, or one for all
+        for start in range(0, T, tokens):
+            block = slice(start, min(start + tokens, T))
+            rows, target = x_BTNH[several, block], out_BTNH[several, block]
+            swapped = scratch[: rows.shape[0] * rows.shape[1]].view(rows.shape)
             swapped[..., : H // 2] = rows[..., H // 2 :]
             swapped[..., H // 2 :] = rows[..., : H // 2]
-            torch.mul(rows, cos_TNH[block], out=out_BTNH[b, block]).addcmul_(swapped, sin_TNH[block])
+            torch.mul(rows, cos_rows[own, block], out=target).addcmul_(swapped, sin_rows[own, block])
     return out
+
+
+def _block_shape(B: int, T: int, row_elements: int) -> tuple[int, int]:
+    """How many sequences, and how many of their tokens, make a block."""
+    tokens = min(T, max(1, BLOCK_ELEMENTS // row_elements))
+    return max(1, min(B, BLOCK_ELEMENTS // (tokens * row_elements))), tokens

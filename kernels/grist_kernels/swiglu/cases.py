@@ -30,7 +30,7 @@ CASES = [
     _case("alpha_only", 63, 34, alpha=1.702),
     _case("limit_only", 63, 34, limit=2.0),
     _case("one_column", 5, 2, **GPT_OSS),
-    _case("several_blocks", 700, 1024, **GPT_OSS),
+    _case("several_blocks", 1100, 1024, **GPT_OSS),
     Case("strided", _strided, ("gate_up",)),
     _case("gpt_oss_20b", 16384, 5760, interleaved=True, large=True, **GPT_OSS),
 ]

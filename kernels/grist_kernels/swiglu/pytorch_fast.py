@@ -1,8 +1,8 @@
 """SwiGLU on a CPU in eager mode, in blocks of rows that stay in the cache.
 
 Two identities keep the passes over memory few: g * sigmoid(a g) = silu(a g) / a, and its derivative is silu'(a g), so that
-PyTorch's fused silu and silu_backward serve the GPT-OSS form too. Blocks of rows let the temporaries live in the second-level
-cache and be reused, where whole-tensor temporaries cost page faults (a fresh 16 MB result takes ten times as long to write
+PyTorch's fused silu and silu_backward serve the GPT-OSS form too. Blocks of rows let the temporaries live in the cache
+and be reused, where whole-tensor temporaries cost page faults (a fresh 16 MB result takes ten times as long to write
 as a warm one). Measured speeds: kernels/README.md.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from grist_kernels.swiglu.reference import split
 
-BLOCK_ELEMENTS = 262144  # 1 MiB of float32: measured best of 64 KiB to 2 MiB, whole tensors being the slowest
+BLOCK_ELEMENTS = 524288  # 2 MiB of float32; 1 MiB is as fast, 256 KiB and whole tensors are slower
 
 
 def fits(gate_up: Tensor) -> bool:

@@ -1,0 +1,36 @@
+"""Metrics files: a resumed run has each step once, and figures are finite."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from grist_train.metrics import peak_flops, truncate_rows
+
+
+def test_rows_after_the_resumed_step_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"step": s, "loss": 1.0} for s in range(1, 8)] + [{"step": 6, "validation_loss": 2.0}]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"step": 8, "lo')
+    truncate_rows(path, 5)
+    kept = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["step"] for row in kept] == [1, 2, 3, 4, 5]
+
+
+def test_no_file_is_no_error(tmp_path):
+    truncate_rows(tmp_path / "none.jsonl", 5)
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_peak_is_measured_where_no_data_sheet_applies():
+    peak, source = peak_flops(torch.device("cpu"))
+    assert peak > 1e8
+    assert "measured" in source
+
+
+@pytest.mark.gpu
+def test_peak_of_a_known_gpu():
+    peak, source = peak_flops(torch.device("cuda", 0))
+    assert peak > 1e13
+    assert "data sheet" in source or "measured" in source
