@@ -12,29 +12,8 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-WORDS = [
-    "grain",
-    "mill",
-    "stone",
-    "wheel",
-    "water",
-    "flour",
-    "bread",
-    "river",
-    "wind",
-    "sail",
-    "miller",
-    "sack",
-    "oven",
-    "dawn",
-    "the",
-    "a",
-    "of",
-    "and",
-    "turns",
-    "grinds",
-    "carries",
-]
+WORDS = """grain mill stone wheel water flour bread river wind sail miller sack oven dawn the a of and turns grinds
+    carries""".split()
 
 
 def write_text(path: Path, documents: int = 24, words: int = 400, seed: int = 0) -> Path:

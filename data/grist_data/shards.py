@@ -75,8 +75,11 @@ class ShardFile:
 
     @cached_property
     def doc_ends(self) -> np.ndarray:
-        """(n_docs,) uint64: where each document ends (exclusive). The only truth about boundaries."""
-        return self._section("doc_ends", "<u8")
+        """(n_docs,) int64: where each document ends (exclusive). The only truth about boundaries.
+
+        Unsigned in the file; as uint64, every search with a signed number would convert the whole array.
+        """
+        return self._section("doc_ends", "<i8")
 
     @cached_property
     def doc_hashes(self) -> np.ndarray:
@@ -234,10 +237,10 @@ class Shards:
         found = []
         for k, start, stop in self._spans(offset, n):
             ends = self.shards[k].doc_ends
-            first, last = np.searchsorted(ends, [start + 1, stop + 1])
-            found.append(ends[first:last].astype(np.int64) + (self._starts[k] - offset))
-        ends = np.concatenate(found or [np.zeros(0, np.int64)])
-        return ends[ends < n]
+            first, last = ends.searchsorted((start + 1, stop + 1)).tolist()
+            found.append(ends[first:last] + (self._starts[k] - offset))
+        ends = found[0] if len(found) == 1 else np.concatenate(found or [np.zeros(0, np.int64)])
+        return ends[: ends.searchsorted(n)]
 
     def gather(self, offsets: np.ndarray, out: np.ndarray) -> None:
         """Copy len(out) windows of out.shape[1] tokens into the rows of `out`; none may cross a shard border."""

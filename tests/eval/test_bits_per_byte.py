@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import socket
+import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from tiny_house import model, tokenizer
+from torch.distributed.tensor import DTensor
 
 from grist_data import Shards, Tokenizer
 from grist_eval import bits_per_byte as exported
@@ -96,7 +99,8 @@ def test_logits_are_made_in_chunks(held_out, monkeypatch):
             rows.append(x.shape[0])
         return linear(x, weight, bias)
 
-    monkeypatch.setattr("grist_eval.bits_per_byte.LOGITS_BUDGET_BYTES", 4 * 320 * 10)
+    # Through sys.modules: in the package the module's name is the function's.
+    monkeypatch.setattr(sys.modules["grist_eval.bits_per_byte"], "LOGITS_BUDGET_BYTES", 4 * 320 * 10)
     monkeypatch.setattr(torch.nn.functional, "linear", listening)
     assert bits_per_byte(network, held_out, sequence_length=T) == pytest.approx(expected, rel=1e-7)
     assert max(rows) == 10
@@ -174,6 +178,19 @@ def test_the_package_exports_the_function():
     assert exported is bits_per_byte
 
 
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_the_tokens_and_add_their_sums(held_out, monkeypatch, world_size):
+    """The split's windows do not divide evenly, so some ranks run rows in which nothing is scored."""
+    whole = bits_per_byte(model(), held_out, sequence_length=T)
+    reduced: list[torch.Tensor] = []
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: reduced.append(tensor.clone()))
+    for rank in range(world_size):
+        bits_per_byte(model(), held_out, sequence_length=T, batch_size=4, rank=rank, world_size=world_size)
+    nats, counts = sum(reduced[0::2]), torch.stack(reduced[1::2]).sum(0)
+    assert counts.sum() == whole["tokens"]
+    assert float(nats) / math.log(2) / held_out.n_bytes == pytest.approx(whole["bits_per_byte"], rel=1e-7)
+
+
 def _on_a_rank(rank: int, world_size: int, port: int, directory: str, results) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -181,33 +198,43 @@ def _on_a_rank(rank: int, world_size: int, port: int, directory: str, results) -
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     held_out = Shards.open(directory, split="val")
-    common = {"sequence_length": T, "batch_size": 4, "rank": rank, "world_size": world_size}
-    plain = bits_per_byte(model(), held_out, **common)
     sharded = model()
     mesh = init_device_mesh("cpu", (world_size,))
     for block in sharded.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(sharded, mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(sharded, "hidden")
+    common: dict[str, Any] = {"sequence_length": T, "batch_size": 4, "rank": rank, "world_size": world_size}
     first = bits_per_byte(sharded, held_out, **common)
-    again = bits_per_byte(sharded, held_out, **common, max_tokens=150)
-    results[rank] = (plain, first, again)
+    still_sharded = all(isinstance(parameter, DTensor) for parameter in sharded.parameters())
+    results[rank] = (first, bits_per_byte(sharded, held_out, **common, max_tokens=150), still_sharded)
     dist.destroy_process_group()
 
 
-def test_ranks_and_sharding_do_not_matter(dataset_directory, held_out):
-    """Three ranks: the split's windows do not divide evenly, so some ranks run rows in which nothing is scored."""
+def test_a_sharded_model_gives_the_same_and_stays_sharded(dataset_directory, held_out):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(_on_a_rank, (3, port, str(dataset_directory), results), nprocs=3)  # pyright: ignore[reportPrivateImportUsage]
+        mp.spawn(_on_a_rank, (2, port, str(dataset_directory), results), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
         found = dict(results)
     whole = bits_per_byte(model(), held_out, sequence_length=T)
     part = bits_per_byte(model(), held_out, sequence_length=T, max_tokens=150)
-    for rank in range(3):
-        plain, sharded, sharded_part = found[rank]
-        assert plain == pytest.approx(whole, rel=1e-7)
+    for rank in range(2):
+        sharded, sharded_part, still_sharded = found[rank]
         assert sharded == pytest.approx(whole, rel=1e-6)
         assert sharded_part == pytest.approx(part, rel=1e-6)
+        assert still_sharded
+
+
+def test_documents_may_be_kept_apart(held_out, ids):
+    """With `documents`, a token is predicted from its own document alone, as a model trained with masks expects."""
+    apart = bits_per_byte(model(), held_out, sequence_length=T, documents=True)
+    together = bits_per_byte(model(), held_out, sequence_length=T)
+    assert apart["tokens"] == together["tokens"]
+    assert apart["loss"] != pytest.approx(together["loss"], rel=1e-5)
+    first_document = ids[: ids.index(held_out.eot_id) + 1][:T]
+    alone = naive(model(), first_document, T, T)
+    found = bits_per_byte(model(), held_out, sequence_length=T, documents=True, max_tokens=len(first_document) - 1)
+    assert found["loss"] * found["tokens"] == pytest.approx(alone, rel=1e-6)

@@ -56,13 +56,9 @@ def test_a_window_shows_every_token(shards):
     of_text = tiny_house.tokenizer()
     heading, *body = window_text(shards, of_text, 5, 30).split("\n")
     assert heading == "--- window: tokens 5 to 35"
-    tokens = body[0].split("|")
-    end_of_text_bars = sum(token.startswith("<") and token.endswith("endoftext") for token in tokens)
-    assert len(body) == 1
-    assert len(tokens) - 2 * end_of_text_bars == 30
     ids = shards.read(5, 30).tolist()
     spelled = [f"<{i}>" if "\ufffd" in of_text.decode([i]) else of_text.decode([i]).replace("\n", "\\n") for i in ids]
-    assert "|".join(spelled) == body[0]
+    assert body == ["|".join(spelled)]
 
 
 def test_counts_are_those_of_the_tokens(dataset, shards, capsys):

@@ -134,7 +134,7 @@ def test_a_run_that_fits(capsys):
 
 
 def test_a_run_that_does_not_fit_says_what_would_help(capsys):
-    status = main(["--config", str(RUNS / "gpt_oss_20b.yaml"), "--gpus", "1", "--gpu", "rtx4090"])
+    status = main(["--config", str(RUNS / "gpt_oss_20b.yaml"), "--gpus", "4", "--gpu", "h100"])
     out = capsys.readouterr().out
     assert status == 1
     assert "does not fit: " in out

@@ -337,7 +337,8 @@ def parse(arguments: list[str] | None = None) -> TrainConfig:
     try:
         _check_arguments(arguments)
         parser = _parser()
-        values = parser.instantiate_classes(parser.parse_args(arguments)).as_dict()
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
+        values = instantiate(parser.parse_args(arguments)).as_dict()
         values.pop("config", None)
         return TrainConfig(**values)
     except ValueError as error:
