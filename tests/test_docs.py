@@ -25,6 +25,9 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
+HOW_TO_WITH_CODE = [page for page in sorted((DOCS / "how-to").glob("*.md")) if blocks(page, "python")]
+
+
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
     """A folder that looks like the root of the repository and may be written to."""
@@ -34,11 +37,11 @@ def desk(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("page", COURSE, ids=lambda page: page.stem)
-def test_course_runs_in_order(page, desk):
-    """All blocks of a page after each other in one process; pages use what the pages before them made."""
+@pytest.mark.parametrize("page", [*COURSE, *HOW_TO_WITH_CODE], ids=lambda page: page.stem)
+def test_python_on_the_pages_runs(page, desk):
+    """All blocks of a page after each other in one process; pages of the course use what the pages before them made."""
     program = "\n".join(blocks(page, "python"))
-    assert program, f"{page.name} has no Python block"
+    assert program, f"{page.name} has no block of Python"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(FOLDERS), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -105,8 +105,12 @@ class Tokenizer:
         write_atomically(directory / TOKENIZER_FILE, self.json_bytes)
         write_atomically(directory / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
 
-    @cached_property
+    @property
     def vocab_size(self) -> int:
+        return self._vocab_size
+
+    @cached_property
+    def _vocab_size(self) -> int:
         return max(self._engine.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str) -> list[int]:

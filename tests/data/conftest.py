@@ -10,6 +10,7 @@ from text_corpus import corpus_texts, write_jsonl
 
 from grist_data.prepare import PrepareConfig, prepare
 
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
     return write_jsonl(tmp_path_factory.mktemp("corpus") / "corpus.jsonl", corpus_texts())
@@ -20,7 +21,13 @@ def config(corpus):
     """PrepareConfig of the corpus with small units; keyword arguments replace settings."""
 
     def make(out: Path, **changes) -> PrepareConfig:
-        settings = {"source": "files", "paths": (str(corpus),), "vocab_size": 320, "val_fraction": 0.2, "unit_bytes": 4000}
+        settings = {
+            "source": "files",
+            "paths": (str(corpus),),
+            "vocab_size": 320,
+            "val_fraction": 0.2,
+            "unit_bytes": 4000,
+        }
         return PrepareConfig(out=str(out), **settings | changes)
 
     return make

@@ -61,7 +61,9 @@ def test_order_is_pinned():
 
 
 def test_keys_give_different_orders():
-    orders = {Feistel(1000, key)(np.arange(1000)).tobytes() for key in [(0, 0), (0, 1), (1, 0), (1, 1), ("0", 0), (10, 1)]}
+    orders = {
+        Feistel(1000, key)(np.arange(1000)).tobytes() for key in [(0, 0), (0, 1), (1, 0), (1, 1), ("0", 0), (10, 1)]
+    }
     assert len(orders) == 6
 
 
@@ -94,5 +96,8 @@ def test_positions_outside_are_refused(position):
 
 
 def test_hash_frames_its_parts():
-    assert len({hash64(1, 23), hash64(12, 3), hash64("1", 23), hash64("12", "3"), hash64("1", "23"), hash64(b"1", 23)}) == 5
+    assert (
+        len({hash64(1, 23), hash64(12, 3), hash64("1", 23), hash64("12", "3"), hash64("1", "23"), hash64(b"1", 23)})
+        == 5
+    )
     assert hash64(-1) == hash64(2**64 - 1)

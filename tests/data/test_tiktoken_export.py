@@ -21,8 +21,42 @@ tiktoken = pytest.importorskip("tiktoken")
 # As tiktoken 0.14 spells them (tiktoken_ext/openai_public.py); ours are in another dialect.
 GPT2_OF_TIKTOKEN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 PATTERNS = {"gpt2": (patterns.GPT2, GPT2_OF_TIKTOKEN), "o200k": (patterns.O200K, patterns.O200K)}
-AWKWARD = ["'", "'s", "'S", "'\u017f", "don't", "I'LL", " ", "  ", "\n", "\r\n", "\t", "\u3000", "\u0085", "a", "Z", "ß"]
-AWKWARD += ["0", "12345", "½", "Ⅷ", "!", "...", "/\n", "小", "麦粉", "🌾", "e\u0301", "ǅ", "ʰ", "क्षि", "<|endoftext|>", "\x00"]
+AWKWARD = [
+    "'",
+    "'s",
+    "'S",
+    "'\u017f",
+    "don't",
+    "I'LL",
+    " ",
+    "  ",
+    "\n",
+    "\r\n",
+    "\t",
+    "\u3000",
+    "\u0085",
+    "a",
+    "Z",
+    "ß",
+]
+AWKWARD += [
+    "0",
+    "12345",
+    "½",
+    "Ⅷ",
+    "!",
+    "...",
+    "/\n",
+    "小",
+    "麦粉",
+    "🌾",
+    "e\u0301",
+    "ǅ",
+    "ʰ",
+    "क्षि",
+    "<|endoftext|>",
+    "\x00",
+]
 
 
 def ranks_with_gaps() -> dict[bytes, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 
 import torch
+
 from grist_train.allocator import keep_freed_memory
 
 

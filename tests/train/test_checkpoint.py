@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint import FileSystemWriter
 
 import grist_model
 from grist_model.config import ModelConfig
@@ -15,7 +17,7 @@ from grist_train import distributed, optimizer
 from grist_train.checkpoint import CheckpointError, Checkpoints
 from grist_train.config import OptimizerConfig
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 64,
     "context_length": 16,
     "layers": 1,
@@ -95,7 +97,7 @@ def test_full_disk_leaves_the_last_checkpoint(tmp_path, world, monkeypatch, caps
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch.distributed.checkpoint.filesystem.FileSystemWriter, "write_data", full)
+    monkeypatch.setattr(FileSystemWriter, "write_data", full)
     checkpoints.save(2, model, optimizers, {})
     assert not checkpoints.wait()
     said = capsys.readouterr().err

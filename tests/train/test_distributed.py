@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from grist_train.config import ComputeConfig
 from grist_train.distributed import compute_dtype, pick_device
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+
 from grist_train.metrics import peak_flops, truncate_rows
 
 

@@ -83,9 +83,13 @@ def start(device: str, threads: int | None = None) -> World:
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    host = dist.new_group(backend="gloo")
-    background = dist.new_group(backend="gloo")
-    return World(rank, size, local_rank, target, host, background)
+    return World(rank, size, local_rank, target, _gloo_group(), _gloo_group())
+
+
+def _gloo_group() -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)  # a number only where this rank is not a member; all of them are
+    return group
 
 
 def stop() -> None:

@@ -6,12 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 import grist_model
 from grist_data import Shards, Tokenizer
 from grist_eval.bits_per_byte import bits_per_byte
 from grist_eval.samples import draw_samples, write_samples
+from grist_model.transformer import Transformer
 from grist_train import curves
 from grist_train.checkpoint import Checkpoints, write_json
 from grist_train.config import EvaluateConfig, TrainConfig
@@ -19,7 +18,7 @@ from grist_train.distributed import World, barrier, full_state_dict
 
 
 def validate(
-    model: nn.Module, held_out: Shards, tokenizer: Tokenizer, config: TrainConfig, world: World, final: bool = False
+    model: Transformer, held_out: Shards, tokenizer: Tokenizer, config: TrainConfig, world: World, final: bool = False
 ) -> dict[str, Any]:
     """Bits per byte, perplexity and loss on the validation split; on all of it when `final`."""
     settings: EvaluateConfig = config.evaluate
@@ -38,7 +37,7 @@ def validate(
     )
 
 
-def write_portable(model: nn.Module, tokenizer: Tokenizer, config: TrainConfig, world: World) -> Path:
+def write_portable(model: Transformer, tokenizer: Tokenizer, config: TrainConfig, world: World) -> Path:
     """`RUN/model`: the Hugging Face directory of the model's family, gathered from all ranks and written by the first."""
     directory = config.run_dir / "model"
     state = full_state_dict(model, world)
@@ -49,7 +48,7 @@ def write_portable(model: nn.Module, tokenizer: Tokenizer, config: TrainConfig, 
 
 
 def finish(
-    model: nn.Module,
+    model: Transformer,
     tokenizer: Tokenizer,
     held_out: Shards | None,
     checkpoints: Checkpoints,

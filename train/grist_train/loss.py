@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from grist_data import Batch
 from grist_kernels import linear_cross_entropy
 from grist_model.config import ModelConfig
+from grist_model.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class MicroBatchResult:
 
 
 def language_model_loss(
-    model: nn.Module, config: ModelConfig, batch: Batch, valid_tokens: int, all_tokens: int
+    model: Transformer, config: ModelConfig, batch: Batch, valid_tokens: int, all_tokens: int
 ) -> MicroBatchResult:
     """Cross entropy of the next token, plus the router's losses.
 
