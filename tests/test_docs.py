@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +72,40 @@ def test_commands_exist(page):
         assert target in targets, f"{page.name} says make {target}"
     for run in re.findall(r"train/runs/[a-z0-9_]+\.yaml", text):
         assert (ROOT / run).is_file(), f"{page.name} names {run}"
+
+
+def command_lines(page: Path) -> list[list[str]]:
+    """Arguments of every `python -m grist_...` in a page's blocks of shell, module first."""
+    lines = "".join(blocks(page, "sh") + blocks(page, "")).replace("\\\n", " ").splitlines()
+    split = [shlex.split(line, comments=True) for line in lines if line.startswith("python -m grist_")]
+    return [words[2:] for words in split]
+
+
+def accepts(module: str, arguments: list[str]) -> None:
+    """Parse arguments as the program would; SystemExit or ValueError where it would refuse them."""
+    if module == "grist_train":
+        from grist_train.config import parse
+
+        parse(arguments)
+    elif module == "grist_data.prepare":
+        from grist_data.command_line import _parser
+
+        _parser().parse_args(arguments)
+    elif module == "grist_tools.plan":
+        importlib.import_module(module).parser().parse_known_args(arguments)
+    else:
+        name = f"{module}.__main__" if module == "grist_eval" else module
+        importlib.import_module(name).parser().parse_args(arguments)
+
+
+@pytest.mark.parametrize("page", [*TEXTS, ROOT / "README.md"], ids=lambda page: str(page.relative_to(ROOT)))
+def test_command_lines_are_accepted(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for module, *arguments in command_lines(page):
+        try:
+            accepts(module, arguments)
+        except (SystemExit, ValueError) as error:
+            pytest.fail(f"{page.name}: python -m {module} {shlex.join(arguments)} is refused: {error}")
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))

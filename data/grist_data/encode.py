@@ -57,12 +57,15 @@ _CHANGED = "the source is not what it was when this preparation began ({what}): 
 
 
 def _is_finished(number: int, job: Job, journal: Journal) -> bool:
-    """Listed in the journal, and the parts are there and are those that were listed."""
+    """Listed in the journal, and the parts are there, whole, and those that were listed."""
     if number not in journal.units:
         return False
     for split, facts in journal.units[number].items():
         path = _part(job.out, number, split)
-        if not path.is_file() or f"{ShardFile(path).header.root:016x}" != facts["root"]:
+        try:
+            if f"{ShardFile(path, verify='full').header.root:016x}" != facts["root"]:
+                return False
+        except (FileNotFoundError, ValueError):
             return False
     return True
 

@@ -24,7 +24,7 @@ ENCODING = Encoding(2, 60_000, 0, None, True, "ab" * 32, "cd" * 32)
 
 def written(path, tokens, lengths, encoding=ENCODING, **facts):
     ends = np.cumsum(lengths) if len(lengths) else np.zeros(0, np.int64)
-    hashes = b"".join(xxhash.xxh3_128_digest(str(k)) for k in range(len(lengths)))
+    hashes = b"".join(xxhash.xxh3_128_digest(b"%d" % k) for k in range(len(lengths)))
     write_shard(path, encoding, tokens, ends, hashes, {"split": "train"}, **facts)
     return ShardFile(path, "full")
 

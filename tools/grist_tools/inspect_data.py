@@ -132,10 +132,10 @@ def counts_text(name: str, counts: np.ndarray, tokenizer: Tokenizer) -> str:
     """How much of the vocabulary occurs, and the most frequent tokens."""
     used = int((counts > 0).sum())
     order = counts.argsort()[::-1][: min(MOST_FREQUENT, used)]
-    rows = [
-        (token_text(tokenizer, int(id_)), str(id_), f"{counts[id_]:,}", f"{counts[id_] / counts.sum():.2%}")
-        for id_ in order
-    ]
+    rows = []
+    for id_ in order.tolist():
+        quoted = f"'{token_text(tokenizer, id_)}'"  # a leading space is part of a token
+        rows.append((quoted, str(id_), f"{counts[id_]:,}", f"{counts[id_] / counts.sum():.2%}"))
     shown = table(["token", "id", "times", "share"], rows)
     return f"{name}: {used:,} of {len(counts):,} ids occur, {count(counts.sum())} tokens\n{shown}"
 

@@ -73,35 +73,34 @@ def _supported(path: Path) -> bool:
 
 def _text_documents(file: Path, separator: str | None, errors: str) -> Iterator[Document]:
     """UTF-8 never contains one character's bytes inside another's, so bytes can be split before they are decoded."""
-    mark = None if separator is None else separator.encode()
-    pending, line, number = b"", 1, 0
-    for block in _normalized(file):
+    mark = (separator or "").encode()
+    pending, searched, line, number = bytearray(), 0, 1, 0
+    for block in _with_plain_newlines(file):
         pending += block
-        if mark is None:
-            continue
-        *whole, pending = pending.split(mark)
-        for data in whole:
-            yield _decoded(file, data, line, number, errors)
-            line += data.count(b"\n") + mark.count(b"\n")
-            number += 1
-    yield _decoded(file, pending, line, number, errors)
+        while mark and (end := pending.find(mark, searched)) >= 0:
+            yield _text_document(file, bytes(pending[:end]), line, number, errors)
+            line += pending.count(b"\n", 0, end + len(mark))
+            del pending[: end + len(mark)]
+            searched, number = 0, number + 1
+        searched = max(0, len(pending) - len(mark) + 1)
+    yield _text_document(file, bytes(pending), line, number, errors)
 
 
-def _normalized(file: Path) -> Iterator[bytes]:
-    """The file's bytes in blocks, without a byte order mark, with \r\n as \n."""
-    held, first = b"", True
+def _text_document(file: Path, data: bytes, line: int, number: int, errors: str) -> Document:
+    if number == 0:
+        data = data.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
+    return Document(_decode(data, errors, file, line), f"{file}#{number}", "files")
+
+
+def _with_plain_newlines(file: Path) -> Iterator[bytes]:
+    """The file's bytes in blocks, \\r\\n as \\n."""
+    held = b""
     with _opened(file) as stream:
         while block := _read(file, stream):
             block = held + block
-            if first:
-                block, first = block.removeprefix(b"\xef\xbb\xbf"), False
             held = b"\r" if block.endswith(b"\r") else b""  # its \n may open the next block
             yield block[: len(block) - len(held)].replace(b"\r\n", b"\n")
     yield held
-
-
-def _decoded(file: Path, data: bytes, line: int, number: int, errors: str) -> Document:
-    return Document(_decode(data, errors, file, line), f"{file}#{number}", "files")
 
 
 def _decode(data: bytes, errors: str, file: Path, line: int) -> str:

@@ -1,7 +1,7 @@
 """Grouped matrix products in plain PyTorch. R rows sorted by expert, E experts.
 
 `F.grouped_mm` where it is made for it (bfloat16 on CUDA, 16-byte strides; one launch, no synchronisation), a loop over
-the experts' segments of rows elsewhere (on a CPU the faster of the two: kernels/README.md). The loop must know the row
+the experts' segments of rows elsewhere (on a CPU as fast, and without its limits on strides: kernels/README.md). The loop must know the row
 ends on the host. To torch.compile both are one opaque operator, so there is no graph break.
 """
 

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 BLOCK_ELEMENTS = 524288  # 2 MiB of float32; 1 MiB is as fast, 256 KiB and whole tensors are slower
+SMALL = 16384  # below this, as in generation, the calls cost more than the arithmetic: the reference makes fewer
 
 
 def fits(x: Tensor, weight: Tensor) -> bool:
-    """Eager, one type throughout, float32 or float64, on a CPU. A compiler fuses the reference by itself."""
+    """Eager, one type throughout, float32 or float64, on a CPU, not tiny. A compiler fuses the reference by itself."""
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and weight.dtype == x.dtype
+        and x.numel() > SMALL
         and not torch.compiler.is_compiling()
     )
 

@@ -16,13 +16,15 @@ from torch import Tensor
 from grist_kernels.swiglu.reference import split
 
 BLOCK_ELEMENTS = 524288  # 2 MiB of float32; 1 MiB is as fast, 256 KiB and whole tensors are slower
+SMALL = 16384  # below this, as in generation, the calls cost more than the arithmetic: the reference makes fewer
 
 
 def fits(gate_up: Tensor) -> bool:
-    """Eager float32 or float64 on a CPU. A compiler fuses the reference by itself; other types are rounded once, at the end."""
+    """Eager float32 or float64 on a CPU, not tiny. A compiler fuses the reference by itself; narrower types round once."""
     return (
         gate_up.device.type == "cpu"
         and gate_up.dtype in (torch.float32, torch.float64)
+        and gate_up.numel() > SMALL
         and not torch.compiler.is_compiling()
     )
 
