@@ -56,7 +56,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 train: setup  ## text to a sampled, evaluated, exported model (RUN, CONFIG, ARGS, NPROC, NNODES, NODE_RANK, RDZV)
 	$(if $(filter-out 1,$(NNODES)),$(if $(RDZV),,$(error NNODES=$(NNODES) needs RDZV=host:port, the address of node 0)))
-	$(LAUNCH) -m grist_train --config $(CONFIG) $(ARGS)
+	exec $(LAUNCH) -m grist_train --config $(CONFIG) $(ARGS)
 
 test: setup  ## everything that a CPU can prove
 	$(PYTHON) -m pytest -q -m "not gpu and not clients" $(ARGS)

@@ -131,12 +131,13 @@ class PrepareConfig:
     def settings(self) -> dict[str, Any]:
         """What decides the dataset, as plain JSON values."""
         values = {key: value for key, value in dataclasses.asdict(self).items() if key not in _NOT_SETTINGS}
-        for key, path in (("tokenizer_file_sha256", self._tokenizer_file()), ("ranks_sha256", self.ranks_file)):
+        for key, path in (("tokenizer_file_sha256", self.tokenizer_file()), ("ranks_sha256", self.ranks_file)):
             if path is not None:
                 values[key] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         return json.loads(json.dumps(values))
 
-    def _tokenizer_file(self) -> Path | None:
+    def tokenizer_file(self) -> Path | None:
+        """The tokenizer.json that `tokenizer` is the path of; None where it names a kind or an encoding."""
         if self.tokenizer in (*_TRAINED, *_TIKTOKEN):
             return None
         path = Path(self.tokenizer)
@@ -164,6 +165,11 @@ def prepare(config: PrepareConfig) -> Path:
     if not config.out:
         raise ValueError("out is empty: give the directory of the dataset")
     out, settings = Path(config.out), config.settings()
+    own_tokenizer = config.tokenizer_file()
+    if own_tokenizer is not None and own_tokenizer.parent.resolve() == out.resolve():
+        raise ValueError(
+            f"tokenizer {own_tokenizer} lies in the dataset's own directory, where it would be overwritten"
+        )
     if not config.overwrite and _is_finished(out, settings):
         return out
     out.mkdir(parents=True, exist_ok=True)

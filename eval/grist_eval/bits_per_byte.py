@@ -196,8 +196,11 @@ def _dataset_tokenizer(shards: Shards) -> Tokenizer:
 
 
 def _bar(shards: Shards, max_tokens: int | None, *, enabled: bool) -> tqdm:
+    """A bar over the tokens to score; without a terminal, or not enabled, it is silent."""
     from tqdm import tqdm
 
     total = shards.n_tokens - 1
     total = total if max_tokens is None else min(total, max_tokens)
-    return tqdm(total=total, desc="evaluate", unit="tok", unit_scale=True, leave=False, disable=not enabled)
+    return tqdm(
+        total=total, desc="evaluate", unit="tok", unit_scale=True, leave=False, disable=None if enabled else True
+    )

@@ -95,7 +95,9 @@ def evaluate_generation(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     completions: list[str] = []
-    with tqdm(total=len(examples), desc="generation", unit="prompt", leave=False, disable=not progress) as bar:
+    with tqdm(
+        total=len(examples), desc="generation", unit="prompt", leave=False, disable=None if progress else True
+    ) as bar:
         for start in range(0, len(examples), batch_size):
             prompts = [example.prompt for example in examples[start : start + batch_size]]
             completions += complete(model, tokenizer, prompts, sampling, max_new_tokens=max_new_tokens, seed=seed)

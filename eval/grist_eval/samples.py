@@ -55,7 +55,7 @@ def draw_samples(
         model.to(device)
     texts = [
         complete(model, tokenizer, prompts, sampling, max_new_tokens=max_new_tokens, seed=seed)
-        for sampling in tqdm(settings, desc="samples", unit="setting", leave=False, disable=not progress)
+        for sampling in tqdm(settings, desc="samples", unit="setting", leave=False, disable=None if progress else True)
     ]
     return [
         Sample(prompt, sampling, of_setting[i])

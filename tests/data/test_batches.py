@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -37,7 +39,7 @@ def step_of(feeds: list[Batches]) -> torch.Tensor:
 
 
 def make(shards, world_size=1, micro=None, G=8, **changes) -> list[Batches]:
-    options = {"seed": 3} | changes
+    options: dict[str, Any] = {"seed": 3} | changes
     return [
         Batches(shards, T, G, rank=rank, world_size=world_size, micro_batch_size=micro, **options)
         for rank in range(world_size)
@@ -146,7 +148,7 @@ def test_states_of_other_data_or_plans_are_refused(shards, held_out):
     feed = make(shards)[0]
     state = feed.state_dict()
     with pytest.raises(
-        ValueError, match="the run was reading dataset other, but .* resume with the dataset it began with"
+        ValueError, match=r"the run was reading dataset other, but .* resume with the dataset it began with"
     ):
         feed.load_state_dict(state | {"dataset_id": "other"})
     for changes in ({"seed": 4}, {"shuffle": False}, {"stride": 8}):
@@ -285,11 +287,12 @@ def test_evaluation_documents(held_out):
 
 
 def test_bad_evaluation_input_is_refused(held_out):
-    for options, message in [
+    bad: list[tuple[dict[str, Any], str]] = [
         ({"stride": 65}, "stride must lie in 1 to sequence_length"),
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
         ({"rank": 2, "world_size": 2}, "0 <= rank < world_size"),
-    ]:
+    ]
+    for options, message in bad:
         with pytest.raises(ValueError, match=message):
             evaluation_batches(held_out, 64, 2, **options)
 

@@ -81,7 +81,7 @@ def made_files(directory: Path) -> list[Path]:
 def test_other_settings_are_refused_or_replace_it(config, tmp_path):
     prepare(config(tmp_path / "d"))
     with pytest.raises(
-        ValueError, match="holds a dataset of other settings .vocab_size was 320, now 300.: .*overwrite"
+        ValueError, match=r"holds a dataset of other settings \(vocab_size was 320, now 300\): .*overwrite"
     ):
         prepare(config(tmp_path / "d", vocab_size=300))
     assert Shards.open(tmp_path / "d").vocab_size == 320
@@ -93,7 +93,7 @@ def test_other_settings_are_refused_or_replace_it(config, tmp_path):
 def test_a_foreign_directory_is_not_touched(config, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     for overwrite in (False, True):
-        with pytest.raises(ValueError, match="holds a tokenizer.json that no preparation wrote"):
+        with pytest.raises(ValueError, match=r"holds a tokenizer.json that no preparation wrote"):
             prepare(config(tmp_path, overwrite=overwrite))
     assert (tmp_path / "tokenizer.json").read_text() == "{}"
 
@@ -176,7 +176,7 @@ def test_changed_settings_of_an_unfinished_dataset(config, tmp_path, monkeypatch
     with pytest.raises(Killed):
         prepare(config(tmp_path / "d"))
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="holds an unfinished dataset of other settings .seed was 0, now 1."):
+    with pytest.raises(ValueError, match=r"holds an unfinished dataset of other settings \(seed was 0, now 1\)"):
         prepare(config(tmp_path / "d", seed=1))
     prepare(config(tmp_path / "d", seed=1, overwrite=True))
     assert problems_of(tmp_path / "d") == []
@@ -295,6 +295,14 @@ def test_a_text_file_of_its_own_tokenizer(config, tmp_path, dataset):
         prepare(made)
 
 
+def test_a_tokenizer_inside_the_dataset_is_refused(config, tmp_path):
+    train_bpe(corpus_texts(10), 300).save(tmp_path)
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="lies in the dataset's own directory"):
+            prepare(config(tmp_path, tokenizer=str(tmp_path), overwrite=overwrite))
+    assert Tokenizer.load(tmp_path).vocab_size == 300
+
+
 def test_without_end_of_text(config, tmp_path):
     shards = Shards.open(prepare(config(tmp_path / "d", append_eot=False, val_fraction=0.0)))
     assert shards.eot_id == 0
@@ -395,13 +403,12 @@ def test_no_directory():
         prepare(PrepareConfig())
 
 
-def test_the_function_outlives_its_module():
+def test_the_function_outlives_its_module(monkeypatch):
     """`import grist_data.prepare` binds the module under the function's name."""
     from grist_data import prepare as first
 
     importlib.import_module("grist_data.prepare")
-    sys.modules["grist_data"].__dict__.pop("prepare")
-    importlib.import_module("grist_data").prepare = sys.modules["grist_data.prepare"]  # as the import system does
+    monkeypatch.setattr(grist_data, "prepare", sys.modules["grist_data.prepare"])  # as the import system does
     assert callable(first)
     with pytest.raises(ValueError, match="out is empty"):
         grist_data.prepare(PrepareConfig())

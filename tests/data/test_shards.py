@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import struct
 from dataclasses import replace
@@ -79,7 +80,7 @@ def test_layout_is_the_published_one(tmp_path):
 def test_block_sums_do_not_depend_on_the_pieces(tmp_path):
     tokens = np.random.default_rng(0).integers(0, 60_000, 3 * BLOCK_BYTES // 2 + 11)
     cuts = [0, 1, 700_000, 700_001, len(tokens)]
-    pieces = [tokens[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    pieces = [tokens[a:b] for a, b in itertools.pairwise(cuts)]
     a = written(tmp_path / "a.tok", [tokens], [len(tokens)])
     b = written(tmp_path / "b.tok", pieces, [len(tokens)])
     assert a.header.root == b.header.root
@@ -144,9 +145,13 @@ def test_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_interruption_leaves_nothing_behind(tmp_path):
-    with pytest.raises(KeyboardInterrupt), atomic_file(tmp_path / "a") as file:
-        file.write(b"half")
-        raise KeyboardInterrupt
+    def interrupted():
+        with atomic_file(tmp_path / "a") as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -167,7 +172,7 @@ def change_byte(path, at, by=1):
 def test_truncated_shard(own_dataset, keep):
     path = train_shard(own_dataset)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match="truncated|not a token shard") as error:
+    with pytest.raises(ValueError, match=r"truncated|not a token shard") as error:
         Shards.open(own_dataset)
     assert path.name in str(error.value)
 
@@ -309,7 +314,7 @@ def test_document_ends_across_shards(dataset):
 def test_every_document_ends_with_end_of_text_and_its_text_is_back(dataset, corpus):
     tokenizer = Tokenizer.load(dataset)
     texts = {json.loads(line)["text"] for line in corpus.read_text(encoding="utf-8").splitlines()}
-    found, n_bytes = [], 0
+    found: list[str] = []
     for split in ("train", "val"):
         shards = Shards.open(dataset, split)
         before = len(found)

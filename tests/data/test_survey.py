@@ -83,7 +83,7 @@ def test_units_are_consecutive_documents_and_survive_json():
     assert len(survey.units) > 3
     assert all(unit.text_bytes >= 3000 for unit in survey.units[:-1])
     assert Survey.from_json(survey.to_json()) == survey
-    changed = take_survey(documents(texts[:-1] + ["else"]), 3000, 0)
+    changed = take_survey(documents([*texts[:-1], "else"]), 3000, 0)
     assert changed.units[0] == survey.units[0]
     assert changed.digest() != survey.digest()
 

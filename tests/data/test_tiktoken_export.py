@@ -7,9 +7,9 @@ import itertools
 import os
 
 import pytest
-from text_corpus import corpus_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from text_corpus import corpus_texts
 
 from grist_data import patterns
 from grist_data.tiktoken_export import ENCODINGS, from_ranks, from_tiktoken, read_ranks

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-from text_corpus import corpus_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from text_corpus import corpus_texts
 from tokenizers import models, pre_tokenizers
 
 from grist_data.tokenizer import Tokenizer, bytes_to_characters, pieces_of
@@ -197,7 +197,7 @@ def test_repeated_special_tokens_are_refused():
 
 
 def test_missing_and_malformed_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no tokenizer at .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer at .*nowhere"):
         Tokenizer.load(tmp_path / "nowhere")
     broken = tmp_path / "tokenizer.json"
     for content, message in [("{", "not valid JSON"), ("[]", "no 'model' section"), ('{"model": {}}', "not a usable")]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from grist_tools.console import count, fail, size, table
+from grist_tools.console import count, fail, run, size, table
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,18 @@ def test_table_sets_the_first_column_left_and_the_rest_right():
 def test_a_fault_is_one_line_on_stderr(capsys):
     assert fail("plot", ValueError("no such run")) == 2
     assert capsys.readouterr() == ("", "plot: no such run\n")
+
+
+def test_ctrl_c_ends_quietly_and_a_status_is_passed_on(capsys):
+    def stopped() -> int:
+        raise KeyboardInterrupt
+
+    for main, status in ((stopped, 130), (lambda: 2, 2), (lambda: 0, 0)):
+        with pytest.raises(SystemExit) as end:
+            run(main)
+        assert end.value.code == status
+    assert capsys.readouterr().err == "\nstopped\n"
+
+
+def test_table_keeps_leading_spaces_of_the_first_column():
+    assert table(["token", "n"], [[" the", "3"]]).splitlines()[2] == " the   3"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grist_tools.console import fail, parser_for, table
+from grist_tools.console import fail, parser_for, run, table
 
 if TYPE_CHECKING:
     import torch
@@ -321,4 +321,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

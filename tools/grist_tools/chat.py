@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from grist_tools.console import fail, parser_for
+from grist_tools.console import fail, parser_for, run
 from grist_tools.loading import add_model_options, add_sampling_options, open_model, sampling_of
 
 if TYPE_CHECKING:
@@ -163,4 +162,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 
 def parser_for(name: str, doc: str | None) -> argparse.ArgumentParser:
@@ -18,6 +19,15 @@ def fail(name: str, error: BaseException) -> int:
     """Tell on stderr what is wrong with the input; the exit status to end with (2, as argparse uses)."""
     print(f"{name}: {error}", file=sys.stderr)
     return 2
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """End the process with what `main` returns; Ctrl-C ends it quietly (status 130, as shells have it)."""
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        sys.exit(130)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from grist_tools.console import fail, parser_for, size
+from grist_tools.console import fail, parser_for, run, size
 
 if TYPE_CHECKING:
     import torch
@@ -148,4 +147,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

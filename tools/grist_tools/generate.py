@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
-from grist_tools.console import fail, parser_for
+from grist_tools.console import fail, parser_for, run
 from grist_tools.loading import add_model_options, add_sampling_options, open_model, sampling_of
 
 if TYPE_CHECKING:
@@ -69,13 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
         count = write_continuation(model, tokenizer, prompt, sampling, sys.stdout)
     except (ValueError, OSError) as error:
         return fail("generate", error)
-    except KeyboardInterrupt:
-        print()
-        return 130
     seconds = time.perf_counter() - started
     print(f"{count} tokens in {seconds:.2f} s on {device}: {count / seconds:.1f} tokens/s", file=sys.stderr)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

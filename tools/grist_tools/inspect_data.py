@@ -1,6 +1,6 @@
 """Look into a token dataset: what it holds, what its files say, what the tokens read like, and whether they are intact.
 
-python -m grist_tools.inspect_data datasets/shakespeare-2048
+python -m grist_tools.inspect_data datasets/shakespeare
 python -m grist_tools.inspect_data datasets/books --documents 3 --windows 2 --length 64
 python -m grist_tools.inspect_data datasets/books --headers --counts --verify
 """
@@ -8,11 +8,10 @@ python -m grist_tools.inspect_data datasets/books --headers --counts --verify
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grist_tools.console import count, fail, parser_for, size, table
+from grist_tools.console import count, fail, parser_for, run, size, table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -120,7 +119,7 @@ def count_tokens(shards: Shards) -> np.ndarray:
 
     counts = np.zeros(shards.vocab_size, np.int64)
     step = 1 << 22
-    with tqdm(total=shards.n_tokens, desc="count", unit="tok", unit_scale=True, leave=False) as bar:
+    with tqdm(total=shards.n_tokens, desc="count", unit="tok", unit_scale=True, leave=False, disable=None) as bar:
         for start in range(0, shards.n_tokens, step):
             ids = shards.read(start, min(step, shards.n_tokens - start))
             counts += np.bincount(ids, minlength=shards.vocab_size)
@@ -146,7 +145,9 @@ def verify(splits: dict[str, Shards]) -> int:
 
     shards = [shard for each in splits.values() for shard in each.shards]
     problems = [
-        problem for shard in tqdm(shards, desc="verify", unit="shard", leave=False) for problem in shard.problems()
+        problem
+        for shard in tqdm(shards, desc="verify", unit="shard", leave=False, disable=None)
+        for problem in shard.problems()
     ]
     if problems:
         raise ValueError(f"{len(problems)} damaged block(s):\n" + "\n".join(problems))
@@ -221,4 +222,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 MASTER_BYTES = 4  # float32 parameters, gradients and optimizer state
 RUNTIME_BYTES = 1.5 * 2**30  # CUDA context, communication and matrix-library workspaces
 FRAGMENTATION = 0.05  # of what the allocator handed out, lost between blocks
-LOGITS_CHUNK_ELEMENTS = 512 * 2**20  # as grist_kernels.linear_cross_entropy cuts its logits on a GPU
 LOGITS_COPIES = 3  # logits, their log-softmax, their gradient
 
 
@@ -154,6 +153,8 @@ def saved_bytes_per_token(model: ModelConfig, value_bytes: int) -> float:
 
 
 def _loss(model: ModelConfig, tokens: int, value_bytes: int) -> float:
-    logits = min(tokens * model.vocab_size, max(LOGITS_CHUNK_ELEMENTS, model.vocab_size))
+    from grist_kernels.linear_cross_entropy.pytorch_fast import CHUNK_ELEMENTS
+
+    logits = min(tokens * model.vocab_size, max(CHUNK_ELEMENTS["cuda"], model.vocab_size))
     weight_gradient = 4 * model.vocab_size * model.width
     return 4 * LOGITS_COPIES * logits + weight_gradient + 2 * tokens * model.width * value_bytes

@@ -9,10 +9,9 @@ Options with a dot are settings of the run, as the trainer takes them. Ends with
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
-from grist_tools.console import count, fail, parser_for, size, table
+from grist_tools.console import count, fail, parser_for, run, size, table
 
 if TYPE_CHECKING:
     from grist_tools.memory import Memory
@@ -184,4 +183,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -7,10 +7,9 @@ python -m grist_tools.plot runs/a runs/b --out both.png
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from grist_tools.console import fail, parser_for
+from grist_tools.console import fail, parser_for, run
 
 
 def metrics_of(run: str) -> Path:
@@ -59,4 +58,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

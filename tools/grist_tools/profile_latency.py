@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
-from grist_tools.console import fail, parser_for, size, table
+from grist_tools.console import fail, parser_for, run, size, table
 from grist_tools.loading import add_model_options, open_model
 
 if TYPE_CHECKING:
@@ -173,7 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
         model, _, device = open_model(options)
         shapes = grid(options.batches, options.prompts, options.outputs, model.config.context_length)
         rows = [
-            measure(model, shape, device, options.repetitions) for shape in tqdm(shapes, desc="shapes", leave=False)
+            measure(model, shape, device, options.repetitions)
+            for shape in tqdm(shapes, desc="shapes", leave=False, disable=None)
         ]
         print(latency_table(rows))
         out = Path(options.out) if options.out else Path(options.directory).resolve().parent / "latency.json"
@@ -202,4 +203,4 @@ def _report(options: argparse.Namespace, model, device: str, where: dict[str, An
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -33,6 +33,7 @@ def validate(
         max_tokens=None if final else settings.max_tokens,
         device=world.device,
         tokenizer=tokenizer,
+        documents=config.data.document_masks,
         progress=final and sys.stderr.isatty(),
     )
 

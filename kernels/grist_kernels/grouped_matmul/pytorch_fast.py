@@ -1,8 +1,8 @@
 """Grouped matrix products in plain PyTorch. R rows sorted by expert, E experts.
 
 `F.grouped_mm` where it is made for it (bfloat16 on CUDA, 16-byte strides; one launch, no synchronisation), a loop over
-the experts' segments of rows elsewhere (on a CPU as fast, and without its limits on strides: kernels/README.md). The loop must know the row
-ends on the host. To torch.compile both are one opaque operator, so there is no graph break.
+the experts' segments of rows elsewhere (on a CPU as fast, and without its limits on strides: kernels/README.md). The loop
+must know the row ends on the host. To torch.compile both are one opaque operator, so there is no graph break.
 """
 
 from __future__ import annotations

@@ -57,7 +57,8 @@ def test_json_lines(write):
 
 
 def test_parquet(write, tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow")
+    import pyarrow
     import pyarrow.parquet
 
     table = pyarrow.table({"text": ["a", "小麦"] * 1500, "n": list(range(3000))})
@@ -89,7 +90,7 @@ def test_directories_globs_and_order(write, tmp_path):
 def test_nothing_found(write, tmp_path):
     write("d/notes.md", "x")
     for path in (tmp_path / "absent.txt", tmp_path / "d", tmp_path / "*.txt"):
-        with pytest.raises(FileNotFoundError, match="no such file, or none that ends in .txt"):
+        with pytest.raises(FileNotFoundError, match=r"no such file, or none that ends in \.txt"):
             texts(path)
     with pytest.raises(ValueError, match=r"notes.md: unknown kind of file; expected one that ends in \.txt"):
         texts(tmp_path / "d" / "notes.md")

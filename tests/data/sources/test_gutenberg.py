@@ -168,7 +168,7 @@ def test_a_later_call_goes_on(server, tmp_path):
     server.drops = 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gutenberg, "_ATTEMPTS", 1)
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="the connection ended after"):
             fetch(server, tmp_path)
     fetch(server, tmp_path)
     assert server.requests[1] is not None
@@ -211,7 +211,7 @@ def test_old_encodings(server, tmp_path):
     (tmp_path / "pg84.txt").write_bytes(old)
     assert fetch(server, tmp_path)[0].text == "naïve\n"
     (tmp_path / "pg84.txt").write_bytes(old.replace(b"ISO-8859-1", b"UTF-8"))
-    with pytest.raises(ValueError, match="is not UTF-8 .* and declares no other encoding"):
+    with pytest.raises(ValueError, match=r"is not UTF-8 .* and declares no other encoding"):
         fetch(server, tmp_path)
     (tmp_path / "pg84.txt").write_bytes(old.replace(b"ISO-8859-1", b"martian"))
     with pytest.raises(ValueError, match="cannot be decoded as martian"):
@@ -221,9 +221,13 @@ def test_old_encodings(server, tmp_path):
 def test_books_are_prepared(server, tmp_path):
     server.drops = 2
     config = PrepareConfig(
-        source="gutenberg", books=(84, 41, 2009), url=server.url, cache_dir=str(tmp_path / "books"), vocab_size=300,
+        source="gutenberg",
+        books=(84, 41, 2009),
+        url=server.url,
+        cache_dir=str(tmp_path / "books"),
+        vocab_size=300,
         out=str(tmp_path / "d"),
-    )  # fmt: skip
+    )
     made = prepare(config)
     assert sum(Shards.open(made, split).n_docs for split in ("train", "val")) == 3
     assert len(gutenberg.BOOKS) == 11

@@ -71,7 +71,7 @@ def test_a_dataset_is_prepared(jsonl, tmp_path, streaming):
             cache_dir=str(tmp_path / "cache"),
             vocab_size=257,
             out=str(tmp_path / "d"),
-        )  # fmt: skip
+        )
     )
     assert sum(Shards.open(made, split).n_docs for split in ("train", "val")) == len(TEXTS)
 
