@@ -11,9 +11,8 @@ import pytest
 import torch
 
 if "OMP_NUM_THREADS" not in os.environ:
-    torch.set_num_threads(
-        1
-    )  # the tests' tensors are small, and threads that wait for each other cost more than they do
+    # The tests' tensors are small, and threads that wait for each other cost more than they do.
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

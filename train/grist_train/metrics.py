@@ -22,15 +22,17 @@ from grist_train.distributed import World
 from grist_train.guard import require_finite
 
 # Dense bfloat16 peaks in FLOP/s from the vendors' data sheets (without sparsity), by a part of the device's name.
+# The first match counts, so longer names stand before those they contain.
 PEAK_FLOPS = {
-    "B200": 2250e12,
     "GB200": 2500e12,
+    "B200": 2250e12,
     "H200": 989e12,
     "H100 NVL": 835e12,
     "H100 PCIe": 756e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
@@ -50,13 +52,16 @@ def peak_flops(device: torch.device) -> tuple[float, str]:
         for part, peak in PEAK_FLOPS.items():
             if part in name:
                 return peak, f"{name} data sheet, dense bfloat16"
-    return _measured_matmul_flops(device), f"measured 512 x 512 matrix product on {device.type}"
+    size, dtype = (4096, torch.bfloat16) if device.type == "cuda" else (512, torch.float32)
+    name = f"measured {size} x {size} matrix product in {str(dtype).removeprefix('torch.')} on {device.type}"
+    return _measured_matmul_flops(device, size, dtype), name
 
 
-def _measured_matmul_flops(device: torch.device, size: int = 512, budget_s: float = 0.1) -> float:
-    a = torch.rand(size, size, device=device)
+def _measured_matmul_flops(device: torch.device, size: int, dtype: torch.dtype, budget_s: float = 0.1) -> float:
+    a = torch.rand(size, size, device=device, dtype=dtype)
+    (a @ a)[0, 0].item()  # loads the library
     best, start = float("inf"), time.perf_counter()
-    while time.perf_counter() - start < budget_s:
+    while best == float("inf") or time.perf_counter() - start < budget_s:
         began = time.perf_counter()
         (a @ a)[0, 0].item()
         best = min(best, time.perf_counter() - began)
@@ -107,7 +112,8 @@ class Metrics:
         self.rows = self.writer = None
         if not world.is_main:
             return
-        peak, self.peak_source = peak_flops(world.device)
+        peak, source = peak_flops(world.device)
+        print(f"{MFU_FORMULA}; peak {peak / 1e12:.3g} TFLOP/s a device ({source})", file=sys.stderr)
         self.peak = peak * world.size if world.device.type == "cuda" else peak
         self.flops_per_token = flops_per_token(config.model, config.data.sequence_length)
         truncate_rows(config.run_dir / "metrics.jsonl", first_step)

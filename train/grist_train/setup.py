@@ -17,7 +17,7 @@ from grist_model import accounting
 from grist_train.checkpoint import write_json
 from grist_train.config import TrainConfig, to_dict
 from grist_train.distributed import World, barrier, compute_dtype
-from grist_train.metrics import MFU_FORMULA, Metrics, environment
+from grist_train.metrics import Metrics, environment
 
 
 def open_data(config: TrainConfig, world: World) -> tuple[Tokenizer, Shards, Shards | None]:
@@ -79,7 +79,7 @@ def announce(config: TrainConfig, world: World, model: nn.Module, step: int) -> 
     print(
         f"{config.name}: {total:,} parameters, {active:,} active a token; {world.size} x {world.device.type}, "
         f"{str(compute_dtype(config.compute, world.device)).removeprefix('torch.')}\n"
-        f"kernels: {kernels}\n{MFU_FORMULA}\n"
+        f"kernels: {kernels}\n"
         + (f"resuming at step {step} of {config.steps}" if step else f"{config.steps} steps into {config.run_dir}"),
         file=sys.stderr,
     )
