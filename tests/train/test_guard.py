@@ -12,12 +12,10 @@ from grist_train.guard import NonFiniteLossError, StopRequest, require_finite
 
 @pytest.fixture
 def stop():
-    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    request = StopRequest()
-    request.install()
-    yield request
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    before = {number: signal.getsignal(number) for number in StopRequest.SIGNALS}
+    with StopRequest() as request:
+        yield request
+    assert {number: signal.getsignal(number) for number in StopRequest.SIGNALS} == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

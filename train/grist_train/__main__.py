@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import functools
 import sys
+from typing import TYPE_CHECKING
 
 from grist_train.config import TrainConfig, parse
+
+if TYPE_CHECKING:
+    from grist_train.distributed import World
 
 
 def main(config: TrainConfig) -> None:
@@ -23,6 +27,8 @@ def main(config: TrainConfig) -> None:
     try:
         world = distributed.start(config.device, config.compute.threads)
         run(config, world)
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted: run the same command again to go on from the last checkpoint") from None
     except Exception as error:
         if not is_for_the_user(error):
             raise
@@ -31,8 +37,8 @@ def main(config: TrainConfig) -> None:
         distributed.stop()
 
 
-def run(config: TrainConfig, world) -> None:
-
+def run(config: TrainConfig, world: World) -> None:
+    """One rank's part of a run."""
     import grist_model
     from grist_data import Batches
     from grist_train import distributed, optimizer
@@ -43,9 +49,6 @@ def run(config: TrainConfig, world) -> None:
     from grist_train.metrics import Metrics
     from grist_train.schedule import multiplier
     from grist_train.setup import announce, check_batch, open_data, resumable
-
-    stop = StopRequest()
-    stop.install()
 
     # 1) Text -> tokens. Prepared once; later runs open what is there.
     tokenizer, train_shards, held_out = open_data(config, world)
@@ -88,50 +91,51 @@ def run(config: TrainConfig, world) -> None:
     last_step = min(config.steps, config.stop_at or config.steps)
     reduce_sum = functools.partial(distributed.sum_on_device, world=world)
     stopped, held_out_loss = False, None
-    while step < last_step and not stopped:
-        rate = multiplier(step, config.steps, config.schedule)
-        optimizer.set_learning_rate(optimizers, rate, step, config.optimizer)
-        micro_batches = next(batches)
-        local_valid = sum(batch.n_valid_tokens for batch in micro_batches)
-        valid_tokens, stop_votes = distributed.sum_on_host([local_valid, int(stop.reason is not None)], world)
-        stopped = stop_votes > 0
+    with StopRequest() as stop:
+        while step < last_step and not stopped:
+            rate = multiplier(step, config.steps, config.schedule)
+            optimizer.set_learning_rate(optimizers, rate, step, config.optimizer)
+            micro_batches = next(batches)
+            local_valid = sum(batch.n_valid_tokens for batch in micro_batches)
+            valid_tokens, stop_votes = distributed.sum_on_host([local_valid, int(stop.reason is not None)], world)
+            stopped = stop_votes > 0
 
-        results = []
-        for i, batch in enumerate(micro_batches):
-            distributed.set_last_micro_batch(model, i == len(micro_batches) - 1, config.compute)
-            result = language_model_loss(model, config.model, batch, valid_tokens, tokens_per_step)
-            result.objective.backward()
-            results.append(result)
+            results = []
+            for i, batch in enumerate(micro_batches):
+                distributed.set_last_micro_batch(model, i == len(micro_batches) - 1, config.compute)
+                result = language_model_loss(model, config.model, batch, valid_tokens, tokens_per_step)
+                result.objective.backward()
+                results.append(result)
 
-        grad_norm = optimizer.clip_gradients(parameters, config.optimizer.clip)
-        for each in optimizers:
-            each.step()
-            each.zero_grad()
-        step += 1
+            grad_norm = optimizer.clip_gradients(parameters, config.optimizer.clip)
+            for each in optimizers:
+                each.step()
+                each.zero_grad()
+            step += 1
 
-        values = step_values(results, grad_norm, valid_tokens, tokens_per_step, config.model, reduce_sum)
-        if config.model.balance == "bias" and config.model.experts:
-            model.update_selection_bias(values[4 + config.model.layers :].view(config.model.layers, -1))
-        metrics.step(step, config.optimizer.lr * rate, values)
+            values = step_values(results, grad_norm, valid_tokens, tokens_per_step, config.model, reduce_sum)
+            if config.model.balance == "bias" and config.model.experts:
+                model.update_selection_bias(values[4 + config.model.layers :].view(config.model.layers, -1))
+            metrics.step(step, config.optimizer.lr * rate, values)
 
-        held_out_loss = None
-        if held_out is not None and config.evaluation_due(step):
-            metrics.pause()
-            result = validate(model, held_out, tokenizer, config, world)
-            held_out_loss = result["loss"]
-            metrics.validation(step, result)
-            metrics.resume()
-        checkpoints.poll()
-        if config.checkpoint.every and step % config.checkpoint.every == 0 and step < config.steps:
-            metrics.flush()  # nothing unread may be NaN when its weights are saved
-            checkpoints.save(step, model, optimizers, resumable(batches, metrics, held_out_loss, config))
+            held_out_loss = None
+            if held_out is not None and config.evaluation_due(step):
+                metrics.pause()
+                result = validate(model, held_out, tokenizer, config, world)
+                held_out_loss = result["loss"]
+                metrics.validation(step, result)
+                metrics.resume()
+            checkpoints.poll()
+            if config.checkpoint.every and step % config.checkpoint.every == 0 and step < config.steps:
+                metrics.flush()  # nothing unread may be NaN when its weights are saved
+                checkpoints.save(step, model, optimizers, resumable(batches, metrics, held_out_loss, config))
 
-    # 5) The last checkpoint; a run that was stopped ends here and goes on when the same command is run again.
-    metrics.flush()
-    checkpoints.save(step, model, optimizers, resumable(batches, metrics, held_out_loss, config))
-    saved = checkpoints.wait()
-    if not saved:
-        raise SystemExit(f"error: the last checkpoint (step {step}) could not be written; see the message above")
+        # 5) The last checkpoint; a run that was stopped ends here and goes on when the same command is run again.
+        metrics.flush()
+        checkpoints.save(step, model, optimizers, resumable(batches, metrics, held_out_loss, config))
+        saved = checkpoints.wait()
+        if not saved:
+            raise SystemExit(f"error: the last checkpoint (step {step}) could not be written; see the message above")
     if step < config.steps:
         reason = stop.reason or f"stop_at={config.stop_at}"
         metrics.say(f"{reason}: saved step {step} of {config.steps}. Run the same command again to go on.")

@@ -6,22 +6,29 @@ import signal
 import sys
 import traceback
 from types import FrameType
+from typing import Any
 
 
 class StopRequest:
-    """Set by SIGTERM, SIGINT (Ctrl-C) or SIGUSR1; read once a step.
+    """Set by SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 while the `with` block runs; read once a step.
 
     A second Ctrl-C stops at once. torchrun follows a Ctrl-C with a SIGTERM, which therefore counts as the same request.
+    Use it in the main thread, where Python delivers signals.
     """
+
+    SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self._before: dict[int, Any] = {}
 
-    def install(self) -> None:
-        """Take over the signals; call from the main thread."""
-        for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), self._handle)
+    def __enter__(self) -> StopRequest:
+        self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
