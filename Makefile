@@ -62,7 +62,7 @@ train: setup  ## text to a sampled, evaluated, exported model (RUN, CONFIG, ARGS
 	exec $(LAUNCH) -m grist_train --config $(CONFIG) $(ARGS)
 
 test: setup  ## everything that a CPU can prove
-	$(PYTHON) -m pytest -q -m "not gpu and not clients" $(ARGS)
+	$(PYTHON) -m pytest -q -m "not gpu" $(ARGS)
 
 test-gpu: setup  ## the same operations on CUDA
 	$(PYTHON) -m pytest -q -m gpu $(ARGS)

@@ -28,6 +28,12 @@ def config(vocab_size: int = 320, **changes) -> grist_model.ModelConfig:
     return grist_model.ModelConfig(vocab_size=vocab_size, **{**shape, **changes})
 
 
+def small(**changes) -> grist_model.ModelConfig:
+    """Half as wide as `config`, 64 ids: for tests that take optimizer steps."""
+    shape = {"context_length": 16, "width": 16, "heads": 2, "kv_heads": 1, "expert_width": 8, "window": 4}
+    return config(64, **{**shape, **changes})
+
+
 def model(vocab_size: int = 320, **changes) -> grist_model.Transformer:
     """Initialised ten times wider than usual, so that its predictions are not all alike."""
     made = grist_model.build(config(vocab_size, initializer_range=0.2, **changes))

@@ -126,6 +126,7 @@ def test_resolved_config_reproduces_the_run(finished, tmp_path):
     assert losses(tmp_path) == losses(finished)
 
 
+@pytest.mark.clients
 def test_transformers_loads_the_run_with_the_same_logits_and_greedy_text(finished):
     transformers = pytest.importorskip("transformers")
     directory = finished / "runs" / "tiny" / "model"

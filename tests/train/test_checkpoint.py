@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import errno
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from tiny_house import small
 from torch.distributed.checkpoint import FileSystemWriter
 
 import grist_model
-from grist_model.config import ModelConfig
 from grist_train import checkpoint as checkpoint_module
 from grist_train import distributed, optimizer
 from grist_train.checkpoint import CheckpointError, Checkpoints
 from grist_train.config import OptimizerConfig
-
-SHAPE: dict[str, Any] = {
-    "vocab_size": 64,
-    "context_length": 16,
-    "layers": 1,
-    "width": 16,
-    "heads": 2,
-    "kv_heads": 1,
-    "experts": 2,
-    "active_experts": 1,
-    "expert_width": 8,
-    "window": 4,
-}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +25,7 @@ def world():
 
 def trained(seed: int = 0, **shape):
     """A model whose optimizers have taken two steps."""
-    model = grist_model.build(ModelConfig(**(SHAPE | shape)))
+    model = grist_model.build(small(layers=1, **shape))
     grist_model.initialize(model, seed)
     optimizers = optimizer.build(model, OptimizerConfig())
     draw = torch.Generator().manual_seed(seed)

@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_house import small
 
 import grist_model
 from grist_data import Batch
 from grist_model.config import ModelConfig
 from grist_train.loss import language_model_loss, step_values
 
-CONFIG = ModelConfig(
-    vocab_size=64,
-    context_length=16,
-    layers=2,
-    width=16,
-    heads=2,
-    kv_heads=1,
-    experts=4,
-    active_experts=2,
-    expert_width=8,
-    window=4,
-    aux_loss_weight=0.1,
-    router_z_loss_weight=0.1,
-)
+CONFIG = small(aux_loss_weight=0.1, router_z_loss_weight=0.1)
 ROWS, T = 6, 16
 
 

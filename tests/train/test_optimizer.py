@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_house import small
 
 import grist_model
-from grist_model.config import ModelConfig
 from grist_train import optimizer
 from grist_train.config import OptimizerConfig
 from grist_train.muon import Muon
 
-SMALL = ModelConfig(
-    vocab_size=64,
-    context_length=16,
-    layers=2,
-    width=16,
-    heads=2,
-    kv_heads=1,
-    experts=4,
-    active_experts=2,
-    expert_width=8,
-    window=4,
-)
-
 
 @pytest.fixture
 def model():
-    return grist_model.build(SMALL)
+    return grist_model.build(small())
 
 
 def names_of(model, parameters) -> set[str]:
