@@ -92,7 +92,7 @@ docs: setup  ## build the course and the how-to pages into site/
 lint: setup  ## ruff and pyright
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m pyright
+	$(PYTHON) -m pyright --pythonpath $(PYTHON)
 
 clean:  ## remove what was built; keeps datasets and runs
 	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis

@@ -30,6 +30,12 @@ def test_two_processes_equal_one(reference, tmp_path):
     assert_same(losses(tmp_path), reference)
 
 
+def test_whole_batch_at_once_equals_two_processes(reference, tmp_path):
+    """Sums over 8 sequences instead of 4 and 4 round differently, and nothing else differs."""
+    train(write_run(tmp_path, steps=STEPS, checkpoint={"every": 0}, evaluate={"every": 0}), "--batch.micro_size", "8")
+    assert_same(losses(tmp_path), reference)
+
+
 @pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
 def test_resume_on_the_other_world_size(reference, tmp_path, first, second):
     run = write_run(tmp_path, steps=STEPS, checkpoint={"every": 0}, evaluate={"every": 0})

@@ -46,6 +46,7 @@ def test_resolved_config_reads_back(tmp_path):
         (["--model.expert=3"], "did you mean `model.experts`"),
         (["--config", "no/such/file.yaml"], "no such run file: no/such/file.yaml"),
         (["--steps", "0"], "steps must be at least 1"),
+        (["--data.prepare.source", "fils"], "unknown source 'fils'"),
         (["--model.heads", "3", "--model.kv_heads", "2"], "heads"),
         (["--model.active_experts", "9", "--model.experts", "4"], "active_experts"),
         (["--data.sequence_length", "4096"], "longer than model.context_length"),

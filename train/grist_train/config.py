@@ -47,7 +47,9 @@ class BatchConfig:
 
     Attributes:
         global_size: Sequences in one optimizer step, over all ranks; what a step computes depends on this alone.
-        micro_size: Sequences a rank puts through the model at once; None takes the rank's whole share.
+        micro_size: Sequences a rank puts through the model at once; None takes the rank's whole share. Runs that cut a step
+            into the same micro-batches agree to the last bit on one and on two ranks; cut otherwise, sums round differently
+            (1e-7 relative), until a token near the border between two experts goes to the other one.
     """
 
     global_size: int = 16
@@ -342,7 +344,9 @@ def parse(arguments: list[str] | None = None) -> TrainConfig:
         values.pop("config", None)
         return TrainConfig(**values)
     except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+        # After what is wrong, jsonargparse repeats the whole value that it is wrong with.
+        message = str(error).partition("\nGiven value type")[0]
+        raise SystemExit(f"error: {message}") from error
 
 
 def load(path: str | Path, **overrides: Any) -> TrainConfig:

@@ -11,6 +11,7 @@ import yaml
 from torch import nn
 
 from grist_data import Batches, Shards, Tokenizer
+from grist_data.manifest import read_manifest
 from grist_data.prepare import prepare
 from grist_kernels import backend
 from grist_model import accounting
@@ -32,20 +33,16 @@ def open_data(config: TrainConfig, world: World) -> tuple[Tokenizer, Shards, Sha
     if config.data.prepare is not None and world.is_main:
         prepare(dataclasses.replace(config.data.prepare, out=str(directory)))
     barrier(world)
+    train = Shards.open(directory, "train", verify=config.data.verify)
     tokenizer = Tokenizer.load(directory)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise ValueError(
             f"the tokenizer in {directory} has {tokenizer.vocab_size:,} ids, but model.vocab_size is "
             f"{config.model.vocab_size:,}: set --model.vocab_size to at least {tokenizer.vocab_size}"
         )
-    train = Shards.open(directory, "train", verify=config.data.verify)
-    held_out = Shards.open(directory, "val", verify=config.data.verify) if has_split(directory, "val") else None
+    has_val = "val" in read_manifest(directory)["splits"]
+    held_out = Shards.open(directory, "val", verify=config.data.verify) if has_val else None
     return tokenizer, train, held_out
-
-
-def has_split(directory: Path, split: str) -> bool:
-    """Whether a finished dataset holds any document of a split."""
-    return any(directory.glob(f"{split}-*.tok"))
 
 
 def check_batch(config: TrainConfig, world: World) -> int:
