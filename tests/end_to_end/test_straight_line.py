@@ -65,10 +65,12 @@ def test_the_portable_model_scores_what_the_run_reported(finished):
 
 
 def test_running_again_after_the_end_changes_nothing(finished):
-    before = losses(finished)
+    metrics = finished / "runs" / "tiny" / "metrics.jsonl"
+    before, rows = losses(finished), metrics.read_text().count("\n")
     again = train(finished / "run.yaml")
     assert "resuming at step 12" in again.stderr
     assert losses(finished) == before
+    assert metrics.read_text().count("\n") == rows
 
 
 def test_wait_for_signal_then_go_on(tmp_path):

@@ -14,13 +14,21 @@ def test_rows_after_the_resumed_step_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": s, "loss": 1.0} for s in range(1, 8)] + [{"step": 6, "validation_loss": 2.0}]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"step": 8, "lo')
-    truncate_rows(path, 5)
+    truncate_rows(path, 5, last_step=9)
     kept = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["step"] for row in kept] == [1, 2, 3, 4, 5]
 
 
+def test_the_evaluation_that_ends_a_run_is_written_once(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"step": 4, "validation_loss": 3.0}, {"step": 5, "loss": 1.0}, {"step": 5, "validation_loss": 2.0}]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    truncate_rows(path, 5, last_step=5)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows[:2]
+
+
 def test_no_file_is_no_error(tmp_path):
-    truncate_rows(tmp_path / "none.jsonl", 5)
+    truncate_rows(tmp_path / "none.jsonl", 5, last_step=9)
     assert not (tmp_path / "none.jsonl").exists()
 
 

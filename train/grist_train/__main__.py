@@ -143,9 +143,7 @@ def run(config: TrainConfig, world: World) -> None:
         return
 
     # 6) Held-out figures, the portable directory, samples and curves.
-    result = finish(model, tokenizer, held_out, checkpoints, config, world)
-    if result is not None:
-        metrics.validation(step, result)
+    finish(model, tokenizer, held_out, checkpoints, metrics, config, world)
     metrics.say(
         f"{metrics.seconds:.0f} s. Portable model: {config.run_dir / 'model'}; samples: {config.run_dir / 'samples.txt'}"
     )

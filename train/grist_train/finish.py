@@ -15,6 +15,7 @@ from grist_train import curves
 from grist_train.checkpoint import Checkpoints, write_json
 from grist_train.config import EvaluateConfig, TrainConfig
 from grist_train.distributed import World, barrier, full_state_dict
+from grist_train.metrics import Metrics
 
 
 def validate(
@@ -53,10 +54,11 @@ def finish(
     tokenizer: Tokenizer,
     held_out: Shards | None,
     checkpoints: Checkpoints,
+    metrics: Metrics,
     config: TrainConfig,
     world: World,
-) -> dict[str, Any] | None:
-    """Evaluate, write the portable directory, read it back, sample from it and plot. Returns the held-out figures.
+) -> None:
+    """Evaluate, write the portable directory, read it back, sample from it and plot.
 
     Samples come from the files on disk, not from the model in memory: the run ends by proving that they load.
     """
@@ -68,6 +70,7 @@ def finish(
     if world.is_main:
         if result is not None:
             write_json(config.run_dir / "evaluation.json", result)
+            metrics.validation(config.steps, result)
         if config.sample.prompts:
             portable = grist_model.load(directory, device=world.device)
             samples = draw_samples(
@@ -80,4 +83,3 @@ def finish(
             write_samples(samples, config.run_dir / "samples.txt")
         curves.plot(config.run_dir / "metrics.jsonl", config.run_dir / "curves.png")
     barrier(world)
-    return result

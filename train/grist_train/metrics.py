@@ -116,7 +116,7 @@ class Metrics:
         print(f"{MFU_FORMULA}; peak {peak / 1e12:.3g} TFLOP/s a device ({source})", file=sys.stderr)
         self.peak = peak * world.size if world.device.type == "cuda" else peak
         self.flops_per_token = flops_per_token(config.model, config.data.sequence_length)
-        truncate_rows(config.run_dir / "metrics.jsonl", first_step)
+        truncate_rows(config.run_dir / "metrics.jsonl", first_step, config.steps)
         self.rows = open(config.run_dir / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         from torch.utils.tensorboard import SummaryWriter
 
@@ -240,8 +240,10 @@ class Metrics:
                     self.writer.add_scalar(f"{name}/layer_{layer}", item, row["step"])
 
 
-def truncate_rows(path: Path, step: int) -> None:
-    """Drop rows after `step`, which a run that resumes there will write again, and a half-written last line."""
+def truncate_rows(path: Path, step: int, last_step: int) -> None:
+    """Drop what a run that resumes at `step` will write again: later rows, the evaluation that ends the run, and a
+    half-written last line.
+    """
     if not path.is_file():
         return
     kept = []
@@ -250,7 +252,8 @@ def truncate_rows(path: Path, step: int) -> None:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if row["step"] <= step:
+        ends_the_run = "validation_loss" in row and row["step"] == last_step
+        if row["step"] <= step and not ends_the_run:
             kept.append(line + "\n")
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text("".join(kept), encoding="utf-8")
