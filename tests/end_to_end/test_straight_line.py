@@ -147,3 +147,13 @@ def test_transformers_loads_the_run_with_the_same_logits_and_greedy_text(finishe
     mine = grist_model.generate(ours, ids[:6], max_new_tokens=12, temperature=0.0)
     full = theirs.generate(torch.tensor([ids[:6]]), max_new_tokens=12, do_sample=False, eos_token_id=None)
     assert their_tokenizer.decode(full[0, 6:]) == tokenizer.decode(mine)
+
+
+def test_without_a_validation_split_the_run_says_what_it_cannot_do(tmp_path):
+    run = write_run(tmp_path, steps=6)
+    plain = train(run, "--data.prepare.val_fraction", "0", "--sample.prompts", "[]")
+    assert "no validation split: nothing will be evaluated" in plain.stderr
+    assert not (tmp_path / "runs/tiny/evaluation.json").exists()
+    best = train(run, "--data.prepare.val_fraction", "0", "--checkpoint.portable", "best", check=False)
+    assert best.returncode == 1
+    assert "error: checkpoint.portable=best needs a validation split" in best.stderr

@@ -107,7 +107,7 @@ class Metrics:
         self.config, self.world, self.tokens_per_step = config, world, tokens_per_step
         self.pending: list[tuple[int, float, torch.Tensor]] = []
         self.seconds_before, self.start = seconds, time.perf_counter()
-        self.last_read, self.last_step = self.start, first_step
+        self.last_read = self.start
         self.last_loss = float("nan")
         self.rows = self.writer = None
         if not world.is_main:

@@ -27,7 +27,8 @@ def open_data(config: TrainConfig, world: World) -> tuple[Tokenizer, Shards, Sha
     The first rank prepares the dataset if it is not there yet; the others wait.
 
     Raises:
-        ValueError: The tokenizer has more ids than the model has rows.
+        ValueError: The tokenizer has more ids than the model has rows, or the best checkpoint is wanted and nothing is held out
+            to tell which that is.
     """
     directory = Path(config.data.directory)
     if config.data.prepare is not None and world.is_main:
@@ -42,6 +43,14 @@ def open_data(config: TrainConfig, world: World) -> tuple[Tokenizer, Shards, Sha
         )
     has_val = "val" in read_manifest(directory)["splits"]
     held_out = Shards.open(directory, "val", verify=config.data.verify) if has_val else None
+    if held_out is None:
+        if config.checkpoint.portable == "best":
+            raise ValueError(
+                f"checkpoint.portable=best needs a validation split, which {directory} does not have: prepare it with "
+                "val_fraction above 0, or use --checkpoint.portable last"
+            )
+        if world.is_main:
+            print(f"{directory} has no validation split: nothing will be evaluated", file=sys.stderr)
     return tokenizer, train, held_out
 
 
