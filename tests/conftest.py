@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+# Without a GPU Triton's kernels are interpreted. Triton reads this once, when it is imported; `make test-gpu` compiles.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 if "OMP_NUM_THREADS" not in os.environ:
     # The tests' tensors are small, and threads that wait for each other cost more than they do.
     torch.set_num_threads(1)

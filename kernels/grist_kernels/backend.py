@@ -1,7 +1,9 @@
 """Which implementation runs: the only file that reads GRIST_KERNELS and the only one that decides.
 
-    auto        CUDA: Triton where the op has a kernel; otherwise, and on CPU and MPS, plain PyTorch.   (default)
-    triton      Triton everywhere; an op without a kernel is an error, never a silent fallback. Without a GPU this needs
+    auto        CUDA: Triton where the op has a kernel that takes the call; otherwise, and on CPU and MPS, plain PyTorch.
+                (default)
+    triton      Triton for every op that has a kernel; a call that its kernel cannot take is an error. An op that nobody
+                has written a kernel for runs in plain PyTorch, and says so once. Without a GPU this needs
                 TRITON_INTERPRET=1.
     reference   every op runs its reference.py: float32 inside, the formula as written. The oracle.
 
@@ -15,12 +17,14 @@ import importlib
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 VARIABLE = "GRIST_KERNELS"
 MODES = ("auto", "triton", "reference")
@@ -31,6 +35,8 @@ OP_NAMES = tuple(sorted(path.parent.name for path in _HERE.glob("*/reference.py"
 TRITON_OPS = frozenset(path.parent.name for path in _HERE.glob("*/triton_kernel.py"))
 PYTORCH_FAST_OPS = frozenset(path.parent.name for path in _HERE.glob("*/pytorch_fast.py"))
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"  # triton reads it once too, when it is imported
 
 
 def _checked(mode: str, what: str) -> str:
@@ -58,24 +64,62 @@ def using(new_mode: str) -> Iterator[None]:
         _mode = before
 
 
-def implementation(op: str, device_type: str) -> str:
+def implementation(op: str, device_type: str, cannot: str | None = None) -> str:
     """Which implementation op runs on a device ("cpu", "cuda", "mps"): "triton", "pytorch" or "reference".
 
-    "pytorch" means: `pytorch_fast.py` for the calls it can express exactly, `reference.py` for the others.
+    cannot says why the op's Triton kernel cannot take this call (a type, a size), if so. "pytorch" means: `pytorch_fast.py`
+    for the calls it can express exactly, `reference.py` for the others.
 
-    Raises RuntimeError if the mode is "triton" and the op has no Triton kernel.
+    Raises RuntimeError if the mode is "triton" and the op's kernel cannot run here, or cannot take the call.
     """
     if _mode == "reference":
         return "reference"
-    if op in TRITON_OPS and (_mode == "triton" or (device_type == "cuda" and TRITON_INSTALLED)):
-        return "triton"
-    if _mode == "triton":
-        have = ", ".join(sorted(TRITON_OPS)) or "none yet"
-        raise RuntimeError(
-            f"{VARIABLE}=triton, but {op} has no Triton kernel (ops that have one: {have}). "
-            f"Use {VARIABLE}=auto to run the others in plain PyTorch."
-        )
+    if op in TRITON_OPS:
+        if _mode == "triton":
+            _check_can_run(op, device_type, cannot)
+            return "triton"
+        if device_type == "cuda" and TRITON_INSTALLED and cannot is None:
+            return "triton"
+    elif _mode == "triton":
+        _say_once(op)
     return "pytorch" if op in PYTORCH_FAST_OPS else "reference"
+
+
+def cannot_take(op: str, *tensors: Tensor, limit: str | None = None) -> str | None:
+    """Why a Triton kernel cannot take these tensors: the kernels compute in float32; `limit` is the op's own reason."""
+    for tensor in tensors:
+        if tensor.dtype not in TRITON_DTYPES:
+            return f"{op}'s Triton kernel takes float32, bfloat16 and float16, but got {tensor.dtype}"
+    return limit
+
+
+def _check_can_run(op: str, device_type: str, cannot: str | None) -> None:
+    remedy = f"Use {VARIABLE}=auto, which takes plain PyTorch here."
+    if not TRITON_INSTALLED:
+        raise RuntimeError(f"{VARIABLE}=triton, but triton is not installed. `pip install triton`, or: {remedy}")
+    if device_type not in ("cuda", "meta") and not INTERPRETING:
+        raise RuntimeError(
+            f"{VARIABLE}=triton, but {op} was called on a {device_type} tensor and Triton needs a GPU. "
+            f"Set TRITON_INTERPRET=1 to interpret the kernels on a CPU (slow, exact), or: {remedy}"
+        )
+    if cannot is not None:
+        raise RuntimeError(f"{VARIABLE}=triton, but {cannot}. {remedy}")
+
+
+_said: set[str] = set()
+
+
+@torch.compiler.assume_constant_result  # a graph would break at a warning
+def _say_once(op: str) -> None:
+    if op in _said:
+        return
+    _said.add(op)
+    have = ", ".join(sorted(TRITON_OPS))
+    warnings.warn(
+        f"{VARIABLE}=triton: {op} has no Triton kernel yet and runs in plain PyTorch (ops that have one: {have})",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def triton_kernel(op: str) -> ModuleType:
@@ -90,8 +134,7 @@ def _imported(name: str) -> str:
 
 
 def describe(device_type: str) -> dict[str, str]:
-    """Op name -> implementation on a device, for a program to print when it starts. Under "triton", an op without a kernel
-    is listed as "none" (calling it would raise)."""
-    if _mode == "triton":
-        return {op: "triton" if op in TRITON_OPS else "none" for op in OP_NAMES}
+    """Op name -> implementation on a device, for a program to print when it starts.
+
+    Raises RuntimeError if the mode is "triton" and Triton cannot run on that device."""
     return {op: implementation(op, device_type) for op in OP_NAMES}

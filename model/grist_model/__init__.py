@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from grist_model import accounting
-from grist_model.config import ModelConfig, YarnConfig
+from grist_model.config import ModelConfig, RopeScaling, YarnConfig
 
 # Imported eagerly: a submodule of the same name would otherwise take the function's place in this namespace.
 from grist_model.generate import generate, stream
@@ -40,6 +40,7 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "ModelConfig",
+    "RopeScaling",
     "RouterStats",
     "Transformer",
     "YarnConfig",

@@ -38,12 +38,42 @@ class YarnConfig:
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """Context extension by slower rotation, without YaRN's change of magnitude.
+
+    "linear" (Chen et al., "Extending Context Window via Positional Interpolation", 2023) divides every frequency by
+    `factor`. "llama3" (Llama 3.1) divides those whose wavelength exceeds original_context / low_frequency_factor, keeps
+    those below original_context / high_frequency_factor, and interpolates between.
+    """
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    original_context: int = 8192
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+
+    def __post_init__(self) -> None:
+        _require(self.kind in ("linear", "llama3"), f"rope_scaling.kind must be linear or llama3, but is {self.kind!r}")
+        _require(self.factor >= 1, f"rope_scaling.factor must be at least 1, but is {self.factor}")
+        _require(
+            self.original_context >= 1,
+            f"rope_scaling.original_context must be at least 1, but is {self.original_context}",
+        )
+        _require(
+            0 < self.low_frequency_factor < self.high_frequency_factor,
+            "rope_scaling needs 0 < low_frequency_factor < high_frequency_factor, "
+            f"but they are {self.low_frequency_factor} and {self.high_frequency_factor}",
+        )
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A decoder in the style of GPT-OSS. Every field has a default; ValueError names the field that does not fit.
 
     head_width None means width // heads. Layers with a window see the last `window` tokens, the token itself included;
     "alternate" gives it to layers 0, 2, 4, ... experts=0 makes every feed-forward layer dense, of width expert_width.
     shared_expert_width > 0 adds a dense expert that sees every token. swiglu_alpha None is the plain SiLU gate.
+    yarn and rope_scaling are two ways to extend the context; at most one of them is set.
     balance: "aux" is the auxiliary loss, "bias" the loss-free selection bias of DeepSeek-V3, "none" neither.
     """
 
@@ -68,6 +98,7 @@ class ModelConfig:
     swiglu_limit: float | None = 7.0
     rope_theta: float = 150000.0
     yarn: YarnConfig | None = None
+    rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-5
     tied_embeddings: bool = False
     initializer_range: float = 0.02
@@ -142,6 +173,10 @@ class ModelConfig:
         )
 
     def _check_choices(self) -> None:
+        _require(
+            self.yarn is None or self.rope_scaling is None,
+            "yarn and rope_scaling cannot both be set: choose one of them",
+        )
         for name, choices in (("window_layers", ("alternate", "all", "none")), ("balance", ("aux", "bias", "none"))):
             value = getattr(self, name)
             _require(value in choices, f"{name} must be one of {', '.join(choices)}, but is {value!r}")

@@ -1,4 +1,4 @@
-"""The angles of rotary position embedding, with YaRN. B batch, T time, H head width."""
+"""The angles of rotary position embedding, plain and scaled for longer contexts. B batch, T time, H head width."""
 
 from __future__ import annotations
 
@@ -8,23 +8,32 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from grist_model.config import ModelConfig, YarnConfig
+from grist_model.config import ModelConfig, RopeScaling, YarnConfig
 
 
-def frequencies(width: int, theta: float, yarn: YarnConfig | None, device: torch.device | None = None) -> Tensor:
+def frequencies(
+    width: int, theta: float, scaling: YarnConfig | RopeScaling | None, device: torch.device | None = None
+) -> Tensor:
     """(H/2,) float32: how far each pair of a head of `width` H turns per token, in radians.
 
     Plain RoPE (Su et al., 2021): theta^(-2i/H). YaRN (Peng et al., 2023, section 3.2) divides the slow ones by its
-    factor.
+    factor; RopeScaling says what the others do.
     """
     index = torch.arange(0, width, 2, dtype=torch.float32, device=device)
     kept = 1.0 / (theta ** (index / width))
-    if yarn is None:
+    if scaling is None:
         return kept
-    low, high = _ramp_bounds(width, theta, yarn)
-    pair = torch.arange(width // 2, dtype=torch.float32, device=device)
-    stretched_share = ((pair - low) / (high - low)).clamp(0, 1)
-    return kept / yarn.factor * stretched_share + kept * (1 - stretched_share)
+    if isinstance(scaling, YarnConfig):
+        low, high = _ramp_bounds(width, theta, scaling)
+        pair = torch.arange(width // 2, dtype=torch.float32, device=device)
+        stretched_share = ((pair - low) / (high - low)).clamp(0, 1)
+    elif scaling.kind == "linear":
+        return kept / scaling.factor
+    else:
+        turns = scaling.original_context * kept / (2 * math.pi)  # within the original context
+        low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+        stretched_share = ((high - turns) / (high - low)).clamp(0, 1)
+    return kept / scaling.factor * stretched_share + kept * (1 - stretched_share)
 
 
 def _ramp_bounds(width: int, theta: float, yarn: YarnConfig) -> tuple[float, float]:
@@ -59,7 +68,8 @@ class RotaryAngles(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.width, self.theta, self.yarn = config.attention_head_width, config.rope_theta, config.yarn
+        self.width, self.theta = config.attention_head_width, config.rope_theta
+        self.scaling = config.yarn or config.rope_scaling
         self.magnitude = magnitude(config.yarn)
         self.register_buffer("frequency_P", torch.empty(self.width // 2), persistent=False)
         self.reset()
@@ -70,7 +80,7 @@ class RotaryAngles(nn.Module):
         if target.type == "meta":  # the first torch.arange on meta takes a second of imports
             self.frequency_P = torch.empty(self.width // 2, device=target)
         else:
-            self.frequency_P = frequencies(self.width, self.theta, self.yarn, target)
+            self.frequency_P = frequencies(self.width, self.theta, self.scaling, target)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryAngles:
         super()._apply(fn, recurse)

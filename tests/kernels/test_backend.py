@@ -48,14 +48,34 @@ def test_describe_names_every_op():
     assert "triton" not in grist_kernels.describe("cpu").values()
 
 
-def test_triton_never_falls_back_silently(monkeypatch):
+def test_an_op_without_a_kernel_says_so_once(monkeypatch):
     monkeypatch.setattr(backend, "TRITON_OPS", frozenset({"rope"}))
+    monkeypatch.setattr(backend, "INTERPRETING", True)
+    monkeypatch.setattr(backend, "_said", set())
     x, w = torch.randn(2, 8), torch.ones(8)
     with backend.using("triton"):
-        with pytest.raises(RuntimeError, match=r"rms_norm has no Triton kernel \(ops that have one: rope\)"):
+        with pytest.warns(RuntimeWarning, match=r"rms_norm has no Triton kernel yet .* \(ops that have one: rope\)"):
             grist_kernels.rms_norm(x, w)
-        assert grist_kernels.describe("cpu")["rope"] == "triton"
-        assert grist_kernels.describe("cpu")["rms_norm"] == "none"
+        assert backend.implementation("rope", "cpu") == "triton"
+        assert backend.implementation("rms_norm", "cpu") == "pytorch"
+
+
+def test_triton_never_falls_back_silently(monkeypatch):
+    monkeypatch.setattr(backend, "TRITON_OPS", frozenset({"rms_norm"}))
+    monkeypatch.setattr(backend, "TRITON_INSTALLED", True)
+    monkeypatch.setattr(backend, "INTERPRETING", False)
+    x, w = torch.randn(2, 8), torch.ones(8)
+    with backend.using("triton"):
+        with pytest.raises(RuntimeError, match="rms_norm was called on a cpu tensor and Triton needs a GPU"):
+            grist_kernels.rms_norm(x, w)
+        monkeypatch.setattr(backend, "INTERPRETING", True)
+        with pytest.raises(RuntimeError, match=r"takes float32, bfloat16 and float16, but got torch\.float64"):
+            grist_kernels.rms_norm(x.double(), w.double())
+        with pytest.raises(RuntimeError, match="rows of at most 16384 columns"):
+            grist_kernels.rms_norm(torch.zeros(2, 16385), torch.zeros(16385))
+        monkeypatch.setattr(backend, "TRITON_INSTALLED", False)
+        with pytest.raises(RuntimeError, match="triton is not installed"):
+            grist_kernels.rms_norm(x, w)
 
 
 def test_auto_takes_triton_on_cuda_only(monkeypatch):
@@ -75,7 +95,9 @@ def test_every_door_leads_to_its_triton_kernel(name, compiled, monkeypatch, tmp_
     op, case = OPS[name], OPS[name].cases[0]
     (tmp_path / "triton_kernel.py").write_text(f"from grist_kernels.{name}.reference import {name}\n", encoding="utf-8")
     monkeypatch.setattr(op_module(name), "__path__", [str(tmp_path)])
-    monkeypatch.delitem(sys.modules, f"grist_kernels.{name}.triton_kernel", raising=False)
+    module = f"grist_kernels.{name}.triton_kernel"
+    monkeypatch.setitem(sys.modules, module, None)  # so that what is there now, if only nothing, comes back afterwards
+    del sys.modules[module]
     monkeypatch.setattr(backend, "TRITON_OPS", frozenset({name}))
     monkeypatch.setattr(op_module(name), "reference", None)  # whoever takes another way stumbles
     torch._dynamo.reset()

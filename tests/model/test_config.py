@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from grist_model import ModelConfig, YarnConfig
+from grist_model import ModelConfig, RopeScaling, YarnConfig
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,25 @@ def test_layer_windows(window_layers, windows):
     config = ModelConfig(window_layers=window_layers)
     assert [config.layer_window(layer) for layer in range(4)] == windows
     assert [ModelConfig(window=None).layer_window(layer) for layer in range(4)] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "ntk", "factor": 2.0}, "rope_scaling.kind must be linear or llama3, but is 'ntk'"),
+        ({"kind": "linear", "factor": 0.5}, "rope_scaling.factor"),
+        ({"kind": "llama3", "factor": 8.0, "original_context": 0}, "rope_scaling.original_context"),
+        (
+            {"kind": "llama3", "factor": 8.0, "low_frequency_factor": 4.0},
+            "low_frequency_factor < high_frequency_factor",
+        ),
+    ],
+)
+def test_bad_rope_scalings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        RopeScaling(**settings)
+
+
+def test_one_way_to_extend_the_context():
+    with pytest.raises(ValueError, match="cannot both be set"):
+        ModelConfig(yarn=YarnConfig(2.0, 16), rope_scaling=RopeScaling("linear", 2.0))

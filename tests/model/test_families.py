@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from grist_model import ModelConfig, YarnConfig, build, generate, load, save
+from grist_model import ModelConfig, RopeScaling, YarnConfig, build, generate, load, save
 from grist_model.families import FAMILIES, family_for, gpt_oss
 
 transformers = pytest.importorskip("transformers")
@@ -14,6 +14,8 @@ transformers = pytest.importorskip("transformers")
 SHAPES = {
     "yarn, windows, sinks": {},
     "yarn, truncated ramp": {"yarn": YarnConfig(factor=8.0, original_context=16, truncate=True)},
+    "linear rope": {"yarn": None, "rope_scaling": RopeScaling("linear", 4.0)},
+    "llama 3 rope": {"yarn": None, "rope_scaling": RopeScaling("llama3", 8.0, original_context=64)},
     "plain rope": {"yarn": None, "rope_theta": 10000.0},
     "tied": {"tied_embeddings": True},
     "windows everywhere": {"window_layers": "all"},
@@ -149,7 +151,7 @@ def test_published_config_is_read():
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"attention_dropout": 0.1}, "attention_dropout 0.1"),
         ({"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "layer_types must alternate"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_type 'linear'"),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "rope_type 'longrope'"),
         ({"model_type": "mamba"}, "model_type 'mamba', but only gpt_oss, gristmill can be read"),
         ({"num_experts_per_tok": 5}, "active_experts must be between 1 and experts"),
     ],

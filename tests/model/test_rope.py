@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from grist_model import ModelConfig, YarnConfig
+from grist_model import ModelConfig, RopeScaling, YarnConfig
 from grist_model.rope import RotaryAngles, frequencies
 
 
@@ -39,6 +39,28 @@ def test_fast_pairs_are_kept_and_slow_ones_are_divided_by_the_factor():
     plain, stretched = frequencies(64, 150000.0, None), frequencies(64, 150000.0, yarn)
     torch.testing.assert_close(stretched[:8], plain[:8])
     torch.testing.assert_close(stretched[-8:], plain[-8:] / 32)
+
+
+def test_linear_scaling_turns_as_a_position_divided_by_the_factor():
+    plain, scaled = frequencies(64, 10000.0, None), frequencies(64, 10000.0, RopeScaling("linear", 4.0))
+    torch.testing.assert_close(scaled * 4, plain, rtol=0, atol=0)
+
+
+def test_llama_3_scaling_pair_by_pair():
+    """The published rule in terms of wavelengths, in double precision, with Llama 3.1's settings."""
+    scaling = RopeScaling("llama3", 8.0, original_context=8192)
+    for i, got in enumerate(frequencies(128, 500000.0, scaling).tolist()):
+        plain = 500000.0 ** (-2 * i / 128)
+        wavelength = 2 * math.pi / plain
+        if wavelength > 8192 / 1.0:
+            want = plain / 8
+        elif wavelength < 8192 / 4.0:
+            want = plain
+        else:
+            smooth = (8192 / wavelength - 1.0) / (4.0 - 1.0)
+            want = (1 - smooth) * plain / 8 + smooth * plain
+        assert got == pytest.approx(want, rel=5e-6), i
+    assert RotaryAngles(ModelConfig(rope_scaling=scaling)).magnitude == 1.0
 
 
 @pytest.mark.parametrize("conversion", ["bfloat16", "half", "meta and back"])

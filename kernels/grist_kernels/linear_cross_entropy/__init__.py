@@ -33,8 +33,8 @@ def linear_cross_entropy(
     ignored, and is 0 with zero gradients when there is none. float32 (float64 for float64 inputs). Differentiable in hidden and
     weight.
 
-    Raises ValueError if shapes, types or options do not fit, and, where that can be seen without waiting for a device, if a
-    target is out of range.
+    Raises ValueError if shapes, types or options do not fit, and on a CPU if a target is out of range. On a GPU, where asking
+    would wait for the device, the loss of such a row is NaN.
     """
     _check(hidden, weight, targets)
     _check_options(softcap, label_smoothing, z_loss, reduction)
@@ -45,7 +45,10 @@ def linear_cross_entropy(
         "label_smoothing": label_smoothing,
         "reduction": reduction,
     }
-    choice = backend.implementation("linear_cross_entropy", hidden.device.type)
+    cannot = backend.cannot_take("linear_cross_entropy", hidden)
+    choice = backend.implementation("linear_cross_entropy", hidden.device.type, cannot)
+    if hidden.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_range(targets, ignore_index, weight.shape[0])
     if choice == "triton":
         return backend.triton_kernel("linear_cross_entropy").linear_cross_entropy(hidden, weight, targets, **options)
     if choice == "pytorch" and pytorch_fast.fits(hidden, weight):
@@ -68,6 +71,16 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
         raise ValueError(
             f"linear_cross_entropy: targets must be {tuple(hidden.shape[:-1])} int64 to match hidden, "
             f"but is {tuple(targets.shape)} {targets.dtype}"
+        )
+
+
+def _check_range(targets: Tensor, ignore_index: int, vocabulary: int) -> None:
+    inside = targets.where(targets != ignore_index, 0)
+    low, high = inside.aminmax() if inside.numel() else (0, 0)
+    if low < 0 or high >= vocabulary:
+        raise ValueError(
+            f"linear_cross_entropy: targets must be in [0, {vocabulary}) or ignore_index, "
+            f"but range from {int(low)} to {int(high)}"
         )
 
 

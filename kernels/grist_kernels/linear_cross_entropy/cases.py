@@ -35,6 +35,13 @@ def _batched(generator):
 
 _EVERYTHING: dict[str, Any] = {"z_loss": 1e-2, "softcap": 5.0, "label_smoothing": 0.1}
 
+
+def at_size(size: int, rows: int) -> list[Case]:
+    """Calls whose launches are those of a vocabulary of this size: as language models use it, and with every option."""
+    plain = _case(f"vocabulary_{size}", rows, 16, size)
+    return [plain, _case(f"everything_{size}", rows, 16, size, **_EVERYTHING)]
+
+
 CASES = [
     _case("one_row", 1, 8, 11),
     _case("odd", 63, 60, 257),
@@ -50,5 +57,7 @@ CASES = [
     _case("sharp", 63, 60, 257, scale=30.0),
     _case("several_chunks", 500, 8, 10000, ignored=0.1),
     Case("batched", _batched, ("hidden", "weight")),
+    _case("wide_vocabulary", 3, 8, 20011),
     _case("gpt_oss_20b", 8192, 2880, 201088, large=True),
+    _case("llama_3_8b", 8192, 4096, 128256, large=True),
 ]

@@ -24,8 +24,12 @@ def fits(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None, *, offset: float
+) -> Tensor | tuple[Tensor, Tensor]:
     """As grist_kernels.rms_norm."""
+    if offset:
+        weight = weight + offset
     if residual is None:
         return _RmsNorm.apply(x, weight, eps)
     h = x + residual

@@ -15,10 +15,12 @@ BLOCK_ELEMENTS = 524288  # 2 MiB of float32
 SMALL = 16384  # below this, as in generation, the calls cost more than the arithmetic: the reference makes fewer
 
 
-def fits(q: Tensor, cos: Tensor) -> bool:
-    """Eager, one type throughout, float32 or float64, on a CPU. A compiler fuses the reference by itself."""
+def fits(q: Tensor, cos: Tensor, positions: Tensor | None) -> bool:
+    """Eager, whole heads, one type throughout, float32 or float64, on a CPU. A compiler fuses the reference by itself."""
     return (
-        q.device.type == "cpu"
+        positions is None
+        and 2 * cos.shape[-1] == q.shape[-1]
+        and q.device.type == "cpu"
         and q.dtype in (torch.float32, torch.float64)
         and cos.dtype == q.dtype
         and q.numel() > SMALL

@@ -22,7 +22,7 @@ def swiglu(
     Raises ValueError if the last axis is odd, or limit or alpha is not positive.
     """
     check(gate_up, alpha, limit)
-    choice = backend.implementation("swiglu", gate_up.device.type)
+    choice = backend.implementation("swiglu", gate_up.device.type, backend.cannot_take("swiglu", gate_up))
     if choice == "triton":
         return backend.triton_kernel("swiglu").swiglu(gate_up, alpha=alpha, limit=limit, interleaved=interleaved)
     if choice == "pytorch" and pytorch_fast.fits(gate_up):

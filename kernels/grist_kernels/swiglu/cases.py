@@ -22,6 +22,12 @@ def _strided(generator):
     return {"gate_up": normal(generator, 9, 63, 200)[:, ::2, 40:160], **GPT_OSS}
 
 
+def at_size(size: int, rows: int) -> list[Case]:
+    """Calls whose launches are those of tiles of `size` columns: halves, and GPT-OSS's interleaved columns."""
+    plain = _case(f"plain_{size}", rows, 2 * size)
+    return [plain, _case(f"gpt_oss_interleaved_{size}", rows, 2 * size, interleaved=True, **GPT_OSS)]
+
+
 CASES = [
     _case("plain", 2, 63, 120),
     _case("plain_interleaved", 2, 63, 120, interleaved=True),
@@ -32,5 +38,6 @@ CASES = [
     _case("one_column", 5, 2, **GPT_OSS),
     _case("several_blocks", 1100, 1024, **GPT_OSS),
     Case("strided", _strided, ("gate_up",)),
-    _case("gpt_oss_20b", 16384, 5760, interleaved=True, large=True, **GPT_OSS),
+    *(_case(f"gpt_oss_interleaved_t{T}_2880", T, 5760, interleaved=True, large=True, **GPT_OSS) for T in (8192, 32768)),
+    *(_case(f"plain_t{T}_{F}", T, 2 * F, large=True) for T in (8192, 32768) for F in (2880, 14336)),
 ]

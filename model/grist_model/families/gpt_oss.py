@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from grist_model.config import ModelConfig, YarnConfig
+from grist_model.config import ModelConfig, RopeScaling, YarnConfig
 from grist_model.families.layout import TensorMap, own_shapes
 
 if TYPE_CHECKING:
@@ -51,22 +51,13 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     at another rate. Published files have experts_per_token beside num_experts_per_tok.
     """
     windows = [config.layer_window(layer) for layer in range(config.layers)]
-    rope: dict[str, Any] = {"rope_type": "default"}
-    if config.yarn is not None:
-        rope = {
-            "rope_type": "yarn",
-            "factor": config.yarn.factor,
-            "beta_fast": config.yarn.beta_fast,
-            "beta_slow": config.yarn.beta_slow,
-            "truncate": config.yarn.truncate,
-            "original_max_position_embeddings": config.yarn.original_context,
-        }
+    rope = _rope_to_hf(config)
     return {
         "model_type": MODEL_TYPE,
         "architectures": ["GptOssForCausalLM"],
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.context_length,
-        "initial_context_length": config.yarn.original_context if config.yarn else config.context_length,
+        "initial_context_length": rope.get("original_max_position_embeddings", config.context_length),
         "num_hidden_layers": config.layers,
         "hidden_size": config.width,
         "num_attention_heads": config.heads,
@@ -85,7 +76,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "swiglu_alpha": config.swiglu_alpha,
         "swiglu_limit": config.swiglu_limit,
         "rope_theta": config.rope_theta,
-        "rope_scaling": None if config.yarn is None else rope,
+        "rope_scaling": None if rope["rope_type"] == "default" else rope,
         "rope_parameters": {**rope, "rope_theta": config.rope_theta},
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tied_embeddings,
@@ -97,6 +88,30 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _rope_to_hf(config: ModelConfig) -> dict[str, Any]:
+    if config.yarn is not None:
+        return {
+            "rope_type": "yarn",
+            "factor": config.yarn.factor,
+            "beta_fast": config.yarn.beta_fast,
+            "beta_slow": config.yarn.beta_slow,
+            "truncate": config.yarn.truncate,
+            "original_max_position_embeddings": config.yarn.original_context,
+        }
+    scaling = config.rope_scaling
+    if scaling is None:
+        return {"rope_type": "default"}
+    if scaling.kind == "linear":
+        return {"rope_type": "linear", "factor": scaling.factor}
+    return {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_frequency_factor,
+        "high_freq_factor": scaling.high_frequency_factor,
+        "original_max_position_embeddings": scaling.original_context,
+    }
+
+
 def config_from_hf(config: dict[str, Any]) -> ModelConfig:
     """Read either spelling; a key left out has the default of transformers' GptOssConfig.
 
@@ -105,7 +120,7 @@ def config_from_hf(config: dict[str, Any]) -> ModelConfig:
     _refuse_unsupported(config)
     layers = config.get("num_hidden_layers", 36)
     window_layers = _window_layers(config, layers)
-    theta, yarn = _rope_from_hf(config)
+    theta, scaling = _rope_from_hf(config)
     width, heads = config.get("hidden_size", 2880), config.get("num_attention_heads", 64)
     head_width = config.get("head_dim", 64)
     own = config.get("gristmill") or {}
@@ -127,7 +142,8 @@ def config_from_hf(config: dict[str, Any]) -> ModelConfig:
         swiglu_alpha=config.get("swiglu_alpha", ALPHA),
         swiglu_limit=config.get("swiglu_limit", 7.0),
         rope_theta=theta,
-        yarn=yarn,
+        yarn=scaling if isinstance(scaling, YarnConfig) else None,
+        rope_scaling=scaling if isinstance(scaling, RopeScaling) else None,
         norm_eps=config.get("rms_norm_eps", 1e-5),
         tied_embeddings=config.get("tie_word_embeddings", False),
         initializer_range=config.get("initializer_range", 0.02),
@@ -211,7 +227,7 @@ def _window_layers(config: dict[str, Any], layers: int) -> Literal["alternate", 
     )
 
 
-def _rope_from_hf(config: dict[str, Any]) -> tuple[float, YarnConfig | None]:
+def _rope_from_hf(config: dict[str, Any]) -> tuple[float, YarnConfig | RopeScaling | None]:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = float(rope.get("rope_theta", config.get("rope_theta", 150000.0)))
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -219,8 +235,14 @@ def _rope_from_hf(config: dict[str, Any]) -> tuple[float, YarnConfig | None]:
         rope, kind = {"factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False}, "yarn"
     if kind == "default":
         return theta, None
+    if kind == "linear":
+        return theta, RopeScaling("linear", float(rope["factor"]))
+    if kind == "llama3":
+        original = int(rope["original_max_position_embeddings"])
+        low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+        return theta, RopeScaling("llama3", float(rope["factor"]), original, low, high)
     if kind != "yarn":
-        raise ValueError(f"config.json has rope_type {kind!r}, but only 'default' and 'yarn' are supported")
+        raise ValueError(f"config.json has rope_type {kind!r}, but only default, linear, llama3 and yarn are supported")
     yarn = YarnConfig(
         factor=float(rope["factor"]),
         original_context=int(rope["original_max_position_embeddings"]),

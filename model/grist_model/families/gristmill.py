@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from grist_model.config import ModelConfig, YarnConfig
+from grist_model.config import ModelConfig, RopeScaling, YarnConfig
 from grist_model.families.layout import TensorMap, own_shapes
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def config_from_hf(config: dict[str, Any]) -> ModelConfig:
         )
     if settings.get("yarn") is not None:
         settings["yarn"] = YarnConfig(**settings["yarn"])
+    if settings.get("rope_scaling") is not None:
+        settings["rope_scaling"] = RopeScaling(**settings["rope_scaling"])
     return ModelConfig(**settings)
 
 
