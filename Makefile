@@ -17,6 +17,8 @@ NPROC ?= 1
 NNODES ?= 1
 NODE_RANK ?= 0
 RDZV ?=
+# Tests that `make test-gpu` collects: those of the kernels need no package beside torch, triton, numpy and pytest.
+GPU_TESTS ?= $(if $(filter 1,$(SETUP)),tests,tests/kernels)
 # What the tools read and write.
 MODEL ?= runs/$(RUN)/model
 FORMAT ?= bf16
@@ -61,20 +63,20 @@ train: setup  ## text to a sampled, evaluated, exported model (RUN, CONFIG, ARGS
 	$(if $(filter-out 1,$(NNODES)),$(if $(RDZV),,$(error NNODES=$(NNODES) needs RDZV=host:port, the address of node 0)))
 	exec $(LAUNCH) -m grist_train --config $(CONFIG) $(ARGS)
 
-test: setup  ## everything that a CPU can prove
-	$(PYTHON) -m pytest -q -m "not gpu" $(ARGS)
+test: setup  ## everything that a CPU can prove; Triton's kernels are interpreted, and built for four GPUs
+	TRITON_INTERPRET=1 $(PYTHON) -m pytest -q -m "not gpu" $(ARGS)
 
-test-gpu: setup  ## the same operations on CUDA
-	$(PYTHON) -m pytest -q -m gpu $(ARGS)
+test-gpu: setup  ## the same operations on CUDA (SETUP=0 needs torch, triton, numpy and pytest alone)
+	TRITON_INTERPRET=0 $(PYTHON) -m pytest -q -m gpu $(GPU_TESTS) $(ARGS)
 
 test-clients: setup  ## our files in other people's software
 	$(PYTHON) -m pytest -q -m clients $(ARGS)
 
-bench: setup  ## every operation on this machine: checked, then timed beside its peers
-	$(PYTHON) -m grist_tools.bench_kernels $(ARGS)
+bench: setup  ## every operation on this CPU: checked, then timed beside its peers (ARGS=--peers adds torch.compile)
+	$(PYTHON) -m grist_tools.bench_kernels --device cpu $(ARGS)
 
-bench-gpu: setup  ## the same on CUDA; writes a dated JSON under benchmarks/
-	$(PYTHON) -m grist_tools.bench_kernels --device cuda $(ARGS)
+bench-gpu: setup  ## the same on CUDA; writes a dated JSON and a page under benchmarks/ (ARGS=--peers adds Liger-Kernel too)
+	TRITON_INTERPRET=0 $(PYTHON) -m grist_tools.bench_kernels --device cuda --minutes 7 $(ARGS)
 
 profile: setup  ## latency of a trained model: time to first token, between tokens, tokens per second (MODEL)
 	$(PYTHON) -m grist_tools.profile_latency $(MODEL) $(ARGS)

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 import interpreter_bfloat16
+import interpreter_speed
 import numpy as np
 import triton.language as tl
 from triton import knobs
@@ -86,6 +87,7 @@ def install() -> None:
         raise RuntimeError("interpreter_shim needs TRITON_INTERPRET=1 before triton is imported, but it is not set")
     if _installed:
         return
+    interpreter_speed.speed_up()
     interpreter_bfloat16.repair()
     builder: Any = InterpreterBuilder
     builder.create_load = lambda self, pointers, *_: _load(pointers, None, None)

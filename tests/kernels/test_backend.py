@@ -30,6 +30,24 @@ def test_a_typo_says_what_was_expected():
     assert "GRIST_KERNELS must be one of auto, triton or reference, but is 'tritn'" in result.stderr
 
 
+def test_no_triton_and_no_gpu_are_needed():
+    code = """
+import importlib.util, sys
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] == "triton" else real(name, *rest)
+sys.modules["triton"] = None  # importing it fails
+import torch
+torch.cuda.is_available = lambda: False
+from grist_kernels import OPS, attention, decode_attention, describe, grouped_matmul, linear_cross_entropy, moe, rms_norm, rope, swiglu
+print(sorted(set(describe("cpu").values())), sorted(set(describe("cuda").values())))
+print(rms_norm(torch.ones(2, 8), torch.ones(8)).sum().item())
+"""
+    result = _python(code, "auto")
+    assert result.returncode == 0, result.stderr
+    assert "triton" not in result.stdout
+    assert result.stdout.strip().splitlines()[-1].startswith("15.99")
+
+
 def test_the_environment_is_obeyed():
     result = _python("import grist_kernels; print(sorted(set(grist_kernels.describe('cpu').values())))", "reference")
     assert result.stdout.strip() == "['reference']", result.stderr

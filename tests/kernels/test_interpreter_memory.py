@@ -1,4 +1,4 @@
-"""Memory for kernels under test: what is fresh is poisoned, what may not be written is found out, what is huge costs nothing."""
+"""Memory for kernels under test: fresh memory is poisoned, forbidden writes are found, huge memory costs nothing."""
 
 from __future__ import annotations
 

@@ -79,3 +79,16 @@ def test_bad_shapes_are_named():
         rms_norm(torch.randn(5, 60), torch.ones(60), residual=torch.randn(4, 60))
     with pytest.raises(ValueError, match="x must be floating point, but is"):
         rms_norm(torch.ones(5, 60, dtype=torch.int64), torch.ones(60))
+
+
+def test_offset_is_added_to_the_weight():
+    x, weight = torch.randn(5, 60), torch.randn(60)
+    assert_close("y", rms_norm(x, weight, offset=1.0), rms_norm(x, weight + 1), atol=1e-6)
+
+
+def test_heads_are_rows():
+    x, weight = torch.randn(2, 7, 6, 64), torch.randn(64)
+    heads = x[:, :, 1:4]
+    together = rms_norm(heads, weight)
+    for n in range(3):
+        assert_close(f"head {n}", together[:, :, n], rms_norm(heads[:, :, n].contiguous(), weight), atol=1e-6)

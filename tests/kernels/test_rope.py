@@ -6,7 +6,7 @@ import pytest
 import torch
 from assertions import assert_close
 
-from grist_kernels import rope
+from grist_kernels import backend, rope
 
 
 def _tables(positions, head_width=64):
@@ -89,7 +89,7 @@ def test_gradient_is_the_opposite_rotation(T):
 def test_bad_shapes_are_named():
     q, k = _qk()
     cos, sin = _tables(torch.arange(90))
-    with pytest.raises(ValueError, match=r"cos and sin must both be \(90, 32\) or \(2, 90, 32\)"):
+    with pytest.raises(ValueError, match=r"cos and sin must both be \(90, P\) or \(2, 90, P\) with 1 <= P <= 32"):
         rope(q, k, cos[:89], sin[:89])
     with pytest.raises(ValueError, match="differ in heads only"):
         rope(q, k[:, :89], cos, sin)
@@ -97,3 +97,45 @@ def test_bad_shapes_are_named():
         rope(q[..., :63], k[..., :63], cos, sin)
     with pytest.raises(ValueError, match="one floating type"):
         rope(q, k.double(), cos, sin)
+    positions = torch.arange(90)
+    with pytest.raises(ValueError, match=r"cos and sin must both be \(rows, P\)"):
+        rope(q, k, cos.expand(2, 90, 32), sin.expand(2, 90, 32), positions=positions)
+    with pytest.raises(ValueError, match=r"positions must be int32 or int64 \(90,\) or \(2, 90\)"):
+        rope(q, k, cos, sin, positions=positions[:89])
+    with pytest.raises(ValueError, match=r"but is torch\.float32 \(90,\)"):
+        rope(q, k, cos, sin, positions=positions.float())
+
+
+def test_positions_choose_rows_of_the_tables():
+    q, k = _qk()
+    cos, sin = _tables(torch.arange(500))
+    positions = torch.randint(0, 500, (2, 90))
+    got = rope(q, k, cos, sin, positions=positions)
+    for name, out, want in zip("qk", got, rope(q, k, cos[positions], sin[positions]), strict=True):
+        assert_close(name, out, want, atol=1e-6)  # the fast route adds the products in another order
+
+
+def test_a_position_without_a_row_is_not_silent():
+    q, k = _qk()
+    cos, sin = _tables(torch.arange(50))
+    with pytest.raises(IndexError):
+        rope(q, k, cos, sin, positions=torch.arange(90))
+
+
+@pytest.mark.skipif(not backend.INTERPRETING, reason="needs TRITON_INTERPRET=1")
+def test_a_position_without_a_row_gives_nan_on_a_device():
+    q, k = _qk()
+    cos, sin = _tables(torch.arange(50))
+    with backend.using("triton"):
+        for out in rope(q, k, cos, sin, positions=torch.arange(90)):
+            assert out[:, :50].isfinite().all()
+            assert out[:, 50:].isnan().all()
+
+
+def test_partial_rotation_leaves_the_rest():
+    q, k = _qk()
+    cos, sin = _tables(torch.arange(90), 24)
+    for out, x in zip(rope(q, k, cos, sin), (q, k), strict=True):
+        assert torch.equal(out[..., 24:], x[..., 24:])
+    for out, x in zip(rope(q, k, cos, sin), rope(q[..., :24], k[..., :24], cos, sin), strict=True):
+        assert_close("rotated part", out[..., :24], x, atol=1e-6)

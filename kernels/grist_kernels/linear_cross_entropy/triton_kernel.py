@@ -53,14 +53,14 @@ def _losses_and_gradients(
     hidden: Tensor, weight: Tensor, targets: Tensor, losses: Tensor, lse: Tensor, d_loss: Tensor | None,
     ignore_index: int, z_loss: float, softcap: float | None, label_smoothing: float,
     *, with_loss: bool, want_hidden: bool, want_weight: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Fill losses and lse (R,) if with_loss; return (d_hidden (R, D), d_weight (V, D) float32), empty where not wanted."""
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    """Fill losses and lse (R,) if with_loss; return (d_hidden (R, D), d_weight (V, D) float32) where wanted."""
     R, V = hidden.shape[0], weight.shape[0]
     stretches = chunks(R, V, hidden.element_size(), hidden.device.type)
     buffer = _logits_buffer(hidden, V, stretches)
-    d_hidden = torch.empty_like(hidden) if want_hidden else hidden.new_empty(0)
-    d_weight = torch.empty(weight.shape if want_weight else 0, dtype=torch.float32, device=weight.device)
-    if want_weight and R == 0:
+    d_hidden = torch.empty_like(hidden) if want_hidden else None
+    d_weight = torch.empty(weight.shape, dtype=torch.float32, device=weight.device) if want_weight else None
+    if d_weight is not None and R == 0:
         d_weight.zero_()
     for number, rows in enumerate(stretches):
         logits = torch.mm(hidden[rows], weight.T, out=buffer[: rows.stop - rows.start])
@@ -69,9 +69,9 @@ def _losses_and_gradients(
             with_loss=with_loss, with_gradient=want_hidden or want_weight, ignore_index=ignore_index, z_loss=z_loss,
             softcap=softcap, label_smoothing=label_smoothing,
         )  # fmt: skip
-        if want_hidden:
+        if d_hidden is not None:
             torch.mm(logits, weight, out=d_hidden[rows])
-        if want_weight:
+        if d_weight is not None:
             _add_product(d_weight, logits, hidden[rows], first=number == 0)
     return d_hidden, d_weight
 
@@ -90,7 +90,12 @@ def _total(
         hidden, weight, targets, losses, lse, None, ignore_index, z_loss, softcap, label_smoothing,
         with_loss=True, want_hidden=want_hidden, want_weight=want_weight,
     )  # fmt: skip
-    return *total(losses, targets, ignore_index, mean), d_hidden, d_weight
+    return *total(losses, targets, ignore_index, mean), _or_empty(d_hidden, hidden), _or_empty(d_weight, losses)
+
+
+def _or_empty(gradient: Tensor | None, like: Tensor) -> Tensor:
+    """A library op returns tensors only."""
+    return like.new_empty(0) if gradient is None else gradient
 
 
 def _total_backward(
@@ -122,7 +127,7 @@ def _per_row_backward(
         hidden, weight, targets, lse, lse, d_loss.contiguous(), ignore_index, z_loss, softcap, label_smoothing,
         with_loss=False, want_hidden=want_hidden, want_weight=want_weight,
     )  # fmt: skip
-    return d_hidden, d_weight.to(weight.dtype, copy=False)
+    return _or_empty(d_hidden, hidden), _or_empty(d_weight, lse).to(weight.dtype)
 
 
 def _fake_total(

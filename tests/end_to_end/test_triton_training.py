@@ -1,0 +1,30 @@
+"""A run on the Triton kernels, interpreted on a CPU, learns what the references learn."""
+
+from __future__ import annotations
+
+import pytest
+from tiny_run import losses, train, write_run
+
+from grist_kernels import backend
+
+pytest.importorskip("triton")
+
+
+def test_five_steps_have_the_losses_of_the_references(tmp_path, monkeypatch):
+    stderr = {}
+    for mode in ("reference", "triton"):
+        monkeypatch.setenv("GRIST_KERNELS", mode)
+        monkeypatch.setenv("TRITON_INTERPRET", "1" if mode == "triton" else "0")
+        folder = tmp_path / mode
+        folder.mkdir()
+        # The shared expert is what calls swiglu by itself; every other op is in any model.
+        small = {"batch": {"global_size": 4}, "evaluate": {"max_tokens": 64}, "sample": {"prompts": []}}
+        run = write_run(folder, steps=5, model={"shared_expert_width": 16}, **small)
+        stderr[mode] = train(run).stderr
+    for op in backend.TRITON_OPS:
+        assert f"{op}: triton" in stderr["triton"]
+    want, got = losses(tmp_path / "reference"), losses(tmp_path / "triton")
+    assert sorted(got) == [1, 2, 3, 4, 5]
+    assert want[5] < want[1]
+    for step, loss in want.items():
+        assert got[step] == pytest.approx(loss, rel=2e-5), f"step {step}"
