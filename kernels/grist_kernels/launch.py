@@ -37,6 +37,11 @@ class Target:
     architecture: str
     processors: int
 
+    @property
+    def lanes(self) -> int:
+        """Threads of a warp; AMD's wavefronts have 64."""
+        return 64 if self.architecture.startswith("gfx9") else 32
+
 
 # Triton's interpreter runs the choices for an H100; few processors, so that a program gets several blocks even in a test.
 INTERPRETER = Target("sm_90", 4)

@@ -38,7 +38,8 @@ importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] == "tr
 sys.modules["triton"] = None  # importing it fails
 import torch
 torch.cuda.is_available = lambda: False
-from grist_kernels import OPS, attention, decode_attention, describe, grouped_matmul, linear_cross_entropy, moe, rms_norm, rope, swiglu
+from grist_kernels import OPS, attention, decode_attention, describe, grouped_matmul, linear_cross_entropy, moe
+from grist_kernels import rms_norm, rope, swiglu
 print(sorted(set(describe("cpu").values())), sorted(set(describe("cuda").values())))
 print(rms_norm(torch.ones(2, 8), torch.ones(8)).sum().item())
 """

@@ -101,6 +101,14 @@ def test_an_input_that_was_written() -> None:
         report.guarded(torch.zeros(4, 6)[:, :3], "x", writable=True).as_strided((24,), (1,)).fill_(1.0)
 
 
+def test_a_library_op_hides_its_allocations_and_is_refused() -> None:
+    with torch.library._scoped_library("gristmill", "FRAGMENT") as library:
+        library.define("hides(Tensor x) -> Tensor")
+        library.impl("hides", torch.empty_like, "CompositeExplicitAutograd")
+        with sanitized(), pytest.raises(NotImplementedError, match=r"gristmill\.hides\.default hides its allocations"):
+            torch.ops.gristmill.hides(torch.zeros(1))
+
+
 def test_a_tensor_without_elements_is_guarded_too() -> None:
     Guarded((0, 3), (3, 1), torch.float32, "empty").check()
 

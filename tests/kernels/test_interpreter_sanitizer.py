@@ -143,6 +143,31 @@ def _bitcast(x_ptr, y_ptr):
     tl.store(y_ptr, tl.load(x_ptr.to(tl.pointer_type(tl.float32), bitcast=True)))
 
 
+def test_one_memory_as_two_element_sizes_is_refused() -> None:
+    x = torch.zeros(4)
+    with sanitized(), pytest.raises(ValueError, match="y_ptr shares memory with an argument of another element size"):
+        _at[(1,)](x, x.view(torch.bfloat16), 0)
+
+
+def test_tensors_that_are_not_on_the_cpu_are_refused() -> None:
+    with (
+        sanitized(),
+        pytest.raises(ValueError, match="_at: x_ptr must be on the CPU to be interpreted, but is on meta"),
+    ):
+        _at[(1,)](torch.zeros(1, device="meta"), torch.zeros(1), 0)
+
+
+@triton.jit
+def _foreign(x_ptr, y_ptr):
+    tl.store(y_ptr, tl.load(tl.load(x_ptr).to(tl.pointer_type(tl.float32), bitcast=True)))
+
+
+def test_an_address_that_comes_from_no_argument() -> None:
+    x = torch.zeros(1)
+    with sanitized(), pytest.raises(OutOfBounds, match="an address that comes from no tensor argument"):
+        _foreign[(1,)](torch.tensor([x.data_ptr()]), torch.zeros(1))
+
+
 def test_views_whose_elements_overlap_are_refused() -> None:
     x = torch.zeros(8).as_strided((3, 3), (2, 1))
     with sanitized(), pytest.raises(ValueError, match=r"x_ptr: elements of shape \(3, 3\), strides \(2, 1\) overlap"):

@@ -259,6 +259,12 @@ def test_scalar_arguments_have_the_types_that_a_compiled_kernel_gives_them() -> 
     assert torch.equal(got, torch.tensor([0.1, 1.0, 1.0]))
 
 
+def test_installing_where_kernels_are_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interpreter_shim.knobs.runtime, "interpret", False)
+    with pytest.raises(RuntimeError, match="needs TRITON_INTERPRET=1"):
+        interpreter_shim.install()
+
+
 def test_an_unknown_keyword_is_refused() -> None:
     with pytest.raises(TypeError, match="_copy has no parameter 'BLOCK'; it has x_ptr, out_ptr, N"):
         _copy[(1,)](torch.zeros(1), torch.zeros(1), N=1, BLOCK=2)

@@ -53,7 +53,9 @@ def compare(name: str, arguments: dict, gradients: tuple[str, ...]) -> None:
         assert_close(f"{name} {key}", got[key], value, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("shape", "strides"), [((3, 64), (BIG, 1)), ((2, 3, 64), (64, BIG, 1)), ((3, 2, 64), (BIG, 64, 1))])
+@pytest.mark.parametrize(
+    ("shape", "strides"), [((3, 64), (BIG, 1)), ((2, 3, 64), (64, BIG, 1)), ((3, 2, 64), (BIG, 64, 1))]
+)
 def test_rms_norm_rows_far_apart(shape, strides):
     residual = strided(shape, strides, seed=1)
     compare("rms_norm", {"x": strided(shape, strides), "weight": torch.randn(64)}, ("x", "weight"))
@@ -139,7 +141,9 @@ def test_rope_tables_far_apart():
     compare("rope", {"q": q, "k": k, "cos": cos, "sin": sin}, ("q", "k"))
     positions = torch.tensor([2, 0, 1])
     compare("rope", {"q": q, "k": k, "cos": cos, "sin": sin, "positions": positions}, ("q", "k"))
-    cos, sin = (table[None].transpose(0, 1) for table in (cos, sin))  # (3, 1, 8): the same tables, one for each sequence
+    cos, sin = (
+        table[None].transpose(0, 1) for table in (cos, sin)
+    )  # (3, 1, 8): the same tables, one for each sequence
     compare("rope", {"q": q[:, None], "k": k[:, None], "cos": cos, "sin": sin}, ("q", "k"))
 
 
@@ -160,7 +164,9 @@ def test_rope_many_tokens():
         assert_close(name, out[-2:], wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"interleaved": True, "alpha": 1.702, "limit": 7.0}], ids=["halves", "gpt_oss"])
+@pytest.mark.parametrize(
+    "options", [{}, {"interleaved": True, "alpha": 1.702, "limit": 7.0}], ids=["halves", "gpt_oss"]
+)
 def test_swiglu_rows_far_apart(options):
     compare("swiglu", {"gate_up": strided((3, 64), (BIG, 1)), **options}, ("gate_up",))
 

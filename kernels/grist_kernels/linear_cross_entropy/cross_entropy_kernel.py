@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from grist_kernels import launch
+from grist_kernels.budget import Budget
 from grist_kernels.launch import Config, Target
 
 SIZES = (2048, 16384, 262144)  # vocabularies up to this size; the last one also stands for all beyond
@@ -37,8 +38,9 @@ def _tanh(x):
 
 @triton.jit
 def _statistics(
-    row_ptr, V, softcap, HAS_SOFTCAP: tl.constexpr, HAS_SUM: tl.constexpr, STEPS: tl.constexpr, LANES: tl.constexpr
-):
+    row_ptr, V, softcap, inverse_softcap,
+    HAS_SOFTCAP: tl.constexpr, HAS_SUM: tl.constexpr, STEPS: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
     """(logsumexp, sum) of a row of logits, after the softcap."""
     offsets = tl.arange(0, STEPS)[:, None] * LANES + tl.arange(0, LANES)[None, :]
     top = tl.full((LANES,), LOWEST, tl.float32)
@@ -48,7 +50,7 @@ def _statistics(
         mask = start + offsets < V
         x = tl.load(row_ptr + start + offsets, mask=mask, other=0.0).to(tl.float32)
         if HAS_SOFTCAP:
-            x = softcap * _tanh(x / softcap)
+            x = softcap * _tanh(x * inverse_softcap)
         if HAS_SUM:
             logit_sum += tl.sum(tl.where(mask, x, 0.0), 0)
         x = tl.where(mask, x, float("-inf"))
@@ -62,7 +64,7 @@ def _statistics(
 
 @triton.jit
 def _write_gradient(
-    row_ptr, V, target, lse, scale, counts, z_loss, softcap, smoothing,
+    row_ptr, V, target, lse, scale, counts, z_loss, softcap, inverse_softcap, smoothing,
     HAS_SOFTCAP: tl.constexpr, STEPS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Overwrite a row of logits with scale times the gradient of its loss; with zeros if the row does not count."""
@@ -72,7 +74,7 @@ def _write_gradient(
         x = tl.load(row_ptr + columns, mask=columns < V, other=0.0).to(tl.float32)
         slope = 1.0
         if HAS_SOFTCAP:
-            bent = _tanh(x / softcap)
+            bent = _tanh(x * inverse_softcap)
             x = softcap * bent
             slope = 1.0 - bent * bent
         gradient = tl.exp2((x - lse) * LOG2E) * (1.0 + 2.0 * z_loss * lse) - smoothing / V
@@ -84,7 +86,7 @@ def _write_gradient(
 @triton.jit
 def _cross_entropy_kernel(
     logits_ptr, target_ptr, loss_ptr, lse_ptr, d_loss_ptr,
-    V, row_stride, ignore_index, z_loss, softcap, smoothing,
+    V, row_stride, ignore_index, z_loss, softcap, inverse_softcap, smoothing,
     WITH_LOSS: tl.constexpr, WITH_GRADIENT: tl.constexpr, HAS_D_LOSS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr, HAS_SMOOTHING: tl.constexpr, STEPS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
@@ -97,8 +99,8 @@ def _cross_entropy_kernel(
     if WITH_LOSS:
         picked = tl.load(row_ptr + target, mask=inside & counts, other=float("nan")).to(tl.float32)
         if HAS_SOFTCAP:
-            picked = softcap * _tanh(picked / softcap)
-        lse, logit_sum = _statistics(row_ptr, V, softcap, HAS_SOFTCAP, HAS_SMOOTHING, STEPS, LANES)
+            picked = softcap * _tanh(picked * inverse_softcap)
+        lse, logit_sum = _statistics(row_ptr, V, softcap, inverse_softcap, HAS_SOFTCAP, HAS_SMOOTHING, STEPS, LANES)
         loss = lse - (1.0 - smoothing) * picked + z_loss * lse * lse - smoothing * (logit_sum / V)
         tl.store(loss_ptr + row, tl.where(counts, loss, 0.0))
         tl.store(lse_ptr + row, lse)
@@ -109,7 +111,7 @@ def _cross_entropy_kernel(
         if HAS_D_LOSS:
             scale = tl.load(d_loss_ptr + row)
         _write_gradient(
-            row_ptr, V, target, lse, scale, counts, z_loss, softcap, smoothing, HAS_SOFTCAP, STEPS, LANES
+            row_ptr, V, target, lse, scale, counts, z_loss, softcap, inverse_softcap, smoothing, HAS_SOFTCAP, STEPS, LANES
         )  # fmt: skip
 
 
@@ -137,12 +139,25 @@ def size_bucket(V: int) -> int:
 
 
 def cross_entropy_formula(target: Target, dtype: torch.dtype, size: int) -> Config:
-    """A lane holds one vector of 16 bytes (bfloat16) of each of STEPS lines; small vocabularies take few warps."""
-    num_warps = 2 if size <= 2048 else 4 if size <= 16384 else 8
-    return {"STEPS": 4, "LANES": 256 * num_warps, "num_warps": num_warps}
+    """A thread holds one vector of 16 bytes (bfloat16) of each of STEPS lines; small vocabularies take few threads."""
+    threads = 64 if size <= 2048 else 128 if size <= 16384 else 256
+    return {"STEPS": 4, "LANES": 8 * threads, "num_warps": threads // target.lanes}
+
+
+def cross_entropy_candidates(target: Target, dtype: torch.dtype, size: int) -> list[Config]:
+    """For the tuner: 8 to 64 logits a thread, in one to eight lines."""
+    return [
+        {"STEPS": steps, "LANES": vectors * threads, "num_warps": threads // target.lanes}
+        for threads in (64, 128, 256, 512, 1024)
+        for vectors in (4, 8, 16)
+        for steps in (1, 2, 4, 8)
+        if 8 <= vectors * steps <= 64
+    ]
 
 
 FORMULAS = {"cross_entropy": cross_entropy_formula}
+CANDIDATES = {"cross_entropy": cross_entropy_candidates}
+BUDGETS = {"cross_entropy": Budget(registers=144), "total": Budget(registers=40)}
 
 
 def cross_entropy_(
@@ -159,7 +174,7 @@ def cross_entropy_(
     launch.run(
         _cross_entropy_kernel, (logits.shape[0],), logits.device,
         logits, targets, losses, lse, lse if d_loss is None else d_loss,
-        V, logits.stride(0), ignore_index, float(z_loss), 1.0 if softcap is None else float(softcap), float(label_smoothing),
+        V, logits.stride(0), ignore_index, float(z_loss), softcap or 1.0, 1.0 / (softcap or 1.0), float(label_smoothing),
         WITH_LOSS=with_loss, WITH_GRADIENT=with_gradient, HAS_D_LOSS=d_loss is not None,
         HAS_SOFTCAP=softcap is not None, HAS_SMOOTHING=label_smoothing > 0, **config,
     )  # fmt: skip

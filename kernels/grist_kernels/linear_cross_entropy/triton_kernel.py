@@ -11,10 +11,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from grist_kernels.linear_cross_entropy.cross_entropy_kernel import FORMULAS, SIZES, cross_entropy_, total
+from grist_kernels.linear_cross_entropy.cross_entropy_kernel import (
+    BUDGETS,
+    CANDIDATES,
+    FORMULAS,
+    SIZES,
+    cross_entropy_,
+    total,
+)
 from grist_kernels.two_faces import differentiable, faces
 
-__all__ = ["FORMULAS", "SIZES", "linear_cross_entropy"]
+__all__ = ["BUDGETS", "CANDIDATES", "FORMULAS", "SIZES", "linear_cross_entropy"]
 
 # A chunk's logits. 2 GiB are 5,000 rows of GPT-OSS's vocabulary in bfloat16; the interpreter's tests want several chunks.
 CHUNK_BYTES = {"cuda": 2**31, "cpu": 2**22}

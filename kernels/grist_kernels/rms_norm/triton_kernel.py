@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from grist_kernels import launch
+from grist_kernels.budget import Budget
 from grist_kernels.launch import Config, Target, cdiv
 from grist_kernels.row_offsets import row_offsets
 from grist_kernels.rows import as_rows
@@ -61,7 +62,8 @@ def _forward_kernel(
 def _backward_kernel(
     dy_ptr, dsum_ptr, h_ptr, weight_ptr, rstd_ptr, dx_ptr, partial_ptr,
     n_rows, rows_per_program, inner, dy_outer, dy_inner, dsum_outer, dsum_inner, h_outer, h_inner, offset,
-    D: tl.constexpr, HAS_DSUM: tl.constexpr, WITH_DWEIGHT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, HAS_DSUM: tl.constexpr, WITH_DWEIGHT: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     dweights = ()
@@ -87,7 +89,7 @@ def _backward_kernel(
             dy = tl.load(dy_rows + columns, mask=mask, other=0.0).to(tl.float32)
             xhat = tl.load(h_rows + columns, mask=mask, other=0.0).to(tl.float32) * rstd
             weight = tl.load(weight_ptr + columns, mask=columns < D, other=0.0).to(tl.float32) + offset
-            if HAS_DSUM:  # before the sum over the row, whose barrier no load crosses
+            if HAS_DSUM and EARLY:  # before the sum over the row, whose barrier no load crosses
                 passed = passed + (tl.load(dsum_rows + columns, mask=mask, other=0.0),)
             products += dy * weight * xhat
             slopes = slopes + (dy * weight,)
@@ -98,10 +100,15 @@ def _backward_kernel(
         dx_rows = dx_ptr + row_offsets(rows, 1, D, 0)[:, None]
         for start in tl.static_range(0, D, BLOCK):
             columns = start + tl.arange(0, BLOCK)[None, :]
+            mask = row_mask & (columns < D)
             dx = (slopes[start // BLOCK] - normed[start // BLOCK] * mean) * rstd
             if HAS_DSUM:
-                dx += passed[start // BLOCK].to(tl.float32)
-            tl.store(dx_rows + columns, dx.to(dx_ptr.dtype.element_ty), mask=row_mask & (columns < D))
+                if EARLY:
+                    dsum = passed[start // BLOCK]
+                else:
+                    dsum = tl.load(dsum_rows + columns, mask=mask, other=0.0)
+                dx += dsum.to(tl.float32)
+            tl.store(dx_rows + columns, dx.to(dx_ptr.dtype.element_ty), mask=mask)
     if WITH_DWEIGHT:
         for start in tl.static_range(0, D, BLOCK):
             columns = start + tl.arange(0, BLOCK)
@@ -128,25 +135,65 @@ def size_bucket(D: int) -> int:
 
 
 def forward_formula(target: Target, dtype: torch.dtype, size: int) -> Config:
-    """About 16 elements a thread, in vectors of 16 bytes; 64 bytes a thread at most are in flight either way."""
-    num_warps = 4 if size <= 5120 else 8 if size <= 8192 else 16
-    block = min(size if size <= 1024 else 1024, 256 * num_warps) if num_warps == 4 else 256 * num_warps
-    return {"ROWS": max(1, 2048 // size) if size <= 1024 else 1, "BLOCK": block, "num_warps": num_warps}
+    """Eight elements of a chunk a thread: one vector of 16 bytes in bfloat16, two in float32."""
+    threads = 128 if size <= 5120 else 256 if size <= 8192 else 512
+    rows, block = (2048 // size, size) if size <= 1024 else (1, 8 * threads)
+    return {"ROWS": rows, "BLOCK": block, "num_warps": threads // target.lanes}
 
 
 def backward_formula(target: Target, dtype: torch.dtype, size: int) -> Config:
-    """PROGRAMS a multiprocessor, so that rows of about 64 KiB are in flight on each."""
-    num_warps = 4 if size <= 3072 else 8 if size <= 5120 else 16 if size <= 8192 else 32
-    if size <= 1024:
-        rows, block = max(1, 2048 // size), size
-    else:
-        rows, block = 1, 1024 if size <= 5120 else 4096 if size <= 8192 else 8192
+    """Vectors as in the forward, more threads to hold dweight, and PROGRAMS a multiprocessor, so that rows of about 64 KiB are
+    in flight on each. EARLY asks for dsum with the rest of the row, which the widest rows have no registers for."""
+    threads = 128 if size <= 3072 else 256 if size <= 5120 else 512 if size <= 8192 else 1024
+    vectors = 16 // dtype.itemsize if threads == 1024 else 8  # 64 registers a thread are too few for two of float32
+    rows, block = (2048 // size, size) if size <= 1024 else (1, vectors * threads)
     in_flight = rows * size * dtype.itemsize * 2
     programs = min(8, max(1, 65536 // in_flight))
-    return {"ROWS": rows, "BLOCK": block, "PROGRAMS": programs, "num_warps": num_warps}
+    return {
+        "ROWS": rows,
+        "BLOCK": block,
+        "EARLY": int(size <= 8192),
+        "PROGRAMS": programs,
+        "num_warps": threads // target.lanes,
+    }
+
+
+def forward_candidates(target: Target, dtype: torch.dtype, size: int) -> list[Config]:
+    """For the tuner: more and fewer threads, rows and chunks."""
+    found: list[Config] = []
+    for threads in (64, 128, 256, 512, 1024):
+        warps = threads // target.lanes
+        if size <= 1024:
+            found += [{"ROWS": rows, "BLOCK": size, "num_warps": warps} for rows in (1, 2, 4, 8, 16, 32)]
+        else:
+            found += [{"ROWS": 1, "BLOCK": vectors * threads, "num_warps": warps} for vectors in (4, 8, 16)]
+    elements = [config["ROWS"] * max(size, config["BLOCK"]) for config in found]
+    return [
+        config
+        for config, count in zip(found, elements, strict=True)
+        if 4 <= count // (config["num_warps"] * target.lanes) <= 64
+    ]
+
+
+def backward_candidates(target: Target, dtype: torch.dtype, size: int) -> list[Config]:
+    """For the tuner: the forward's shapes, dsum early or late, and one to eight programs a multiprocessor."""
+    return [
+        {**config, "EARLY": early, "PROGRAMS": programs}
+        for config in forward_candidates(target, dtype, size)
+        if config["ROWS"] * max(size, config["BLOCK"]) // (config["num_warps"] * target.lanes) <= 32
+        for early in (0, 1)
+        for programs in (1, 2, 4, 8)
+    ]
 
 
 FORMULAS = {"forward": forward_formula, "backward": backward_formula}
+CANDIDATES = {"forward": forward_candidates, "backward": backward_candidates}
+BUDGETS = {
+    "forward": Budget(registers=104),
+    # 1,024 threads, which rows of 16,384 need, have 64 registers each; float32 is short of a few.
+    "backward": Budget(registers=160, spilled_bytes=32),
+    "reduce": Budget(registers=64),
+}
 
 
 def _launch_forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, offset: float) -> list[Tensor]:

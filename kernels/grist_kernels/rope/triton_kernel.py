@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from grist_kernels import launch
+from grist_kernels.budget import Budget
 from grist_kernels.launch import Config, Target, cdiv, next_power_of_2
 from grist_kernels.two_faces import differentiable, faces
 
@@ -83,12 +84,25 @@ def _rotate_kernel(
 
 
 def rotate_formula(target: Target, dtype: torch.dtype, size: int) -> Config:
-    """About 2,048 pairs a program of 4 warps: a thread has four loads of 16 bytes in flight (bfloat16)."""
+    """About 2,048 pairs a program of 128 threads: a thread has four loads of 16 bytes in flight (bfloat16)."""
     heads = 8
-    return {"TOKENS": max(1, 2048 // (heads * size)), "HEADS": heads, "num_warps": 4}
+    return {"TOKENS": max(1, 2048 // (heads * size)), "HEADS": heads, "num_warps": 128 // target.lanes}
+
+
+def rotate_candidates(target: Target, dtype: torch.dtype, size: int) -> list[Config]:
+    """For the tuner: 4 to 32 pairs a thread, over more tokens or more heads."""
+    return [
+        {"TOKENS": pairs * threads // (heads * size), "HEADS": heads, "num_warps": threads // target.lanes}
+        for threads in (64, 128, 256)
+        for heads in (1, 2, 4, 8, 16, 32)
+        for pairs in (4, 8, 16, 32)
+        if pairs * threads >= heads * size
+    ]
 
 
 FORMULAS = {"rotate": rotate_formula}
+CANDIDATES = {"rotate": rotate_candidates}
+BUDGETS = {"rotate": Budget(registers=96)}
 
 
 def _rotate(

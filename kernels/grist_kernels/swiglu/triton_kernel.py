@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from grist_kernels import launch
+from grist_kernels.budget import Budget
 from grist_kernels.launch import Config, Target, cdiv
 from grist_kernels.row_offsets import row_offsets
 from grist_kernels.rows import as_rows
@@ -120,11 +121,23 @@ def tile_columns(F: int) -> int:
 
 
 def tile_formula(target: Target, dtype: torch.dtype, size: int) -> Config:
-    """2,048 results a program of 4 warps: a thread has four loads of 16 bytes in flight (bfloat16)."""
-    return {"ROWS": 2048 // size, "num_warps": 4}
+    """2,048 results a program of 128 threads: a thread has four loads of 16 bytes in flight (bfloat16)."""
+    return {"ROWS": 2048 // size, "num_warps": 128 // target.lanes}
+
+
+def tile_candidates(target: Target, dtype: torch.dtype, size: int) -> list[Config]:
+    """For the tuner: 4 to 32 results a thread."""
+    return [
+        {"ROWS": results * threads // size, "num_warps": threads // target.lanes}
+        for threads in (64, 128, 256)
+        for results in (4, 8, 16, 32)
+        if results * threads >= size
+    ]
 
 
 FORMULAS = {"forward": tile_formula, "backward": tile_formula}
+CANDIDATES = {"forward": tile_candidates, "backward": tile_candidates}
+BUDGETS = {"forward": Budget(registers=64), "backward": Budget(registers=152)}
 
 
 def _shape(kernel: str, like: Tensor, F: int, n_rows: int) -> tuple[int, int, Config]:
