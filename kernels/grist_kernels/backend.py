@@ -36,7 +36,8 @@ TRITON_OPS = frozenset(path.parent.name for path in _HERE.glob("*/triton_kernel.
 PYTORCH_FAST_OPS = frozenset(path.parent.name for path in _HERE.glob("*/pytorch_fast.py"))
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"  # triton reads it once too, when it is imported
+# Triton reads the variable once too, when it is imported.
+INTERPRETING = TRITON_INSTALLED and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _checked(mode: str, what: str) -> str:

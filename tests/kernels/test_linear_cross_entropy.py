@@ -9,14 +9,14 @@ import torch
 from assertions import assert_close
 
 from grist_kernels import backend, linear_cross_entropy
-from grist_kernels.linear_cross_entropy import pytorch_fast
+from grist_kernels.linear_cross_entropy import chunks
 
 
 @pytest.fixture(params=["auto", "auto in chunks", "reference"], autouse=True)
 def _each_implementation(request, monkeypatch):
-    mode, *chunks = request.param.split(" ", 1)
-    if chunks:
-        monkeypatch.setattr(pytorch_fast, "CHUNK_ELEMENTS", {"cpu": 7 * 33})  # seven rows
+    mode, *in_chunks = request.param.split(" ", 1)
+    if in_chunks:
+        monkeypatch.setitem(chunks.CHUNK_BYTES, "cpu", 4 * 7 * 33)  # seven rows
     with backend.using(mode):
         yield
 

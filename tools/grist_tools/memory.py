@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 MASTER_BYTES = 4  # float32 parameters, gradients and optimizer state
 RUNTIME_BYTES = 1.5 * 2**30  # CUDA context, communication and matrix-library workspaces
 FRAGMENTATION = 0.05  # of what the allocator handed out, lost between blocks
-LOGITS_COPIES = 3  # logits, their log-softmax, their gradient
 
 
 @dataclass(frozen=True)
@@ -153,8 +152,10 @@ def saved_bytes_per_token(model: ModelConfig, value_bytes: int) -> float:
 
 
 def _loss(model: ModelConfig, tokens: int, value_bytes: int) -> float:
-    from grist_kernels.linear_cross_entropy.pytorch_fast import CHUNK_ELEMENTS
+    """A chunk of logits, turned into their gradient in place; the gradients of weight (float32) and hidden, which wait for the
+    backward, and their scaled copies, which are made when the logits are gone."""
+    from grist_kernels.linear_cross_entropy.chunks import chunks
 
-    logits = min(tokens * model.vocab_size, max(CHUNK_ELEMENTS["cuda"], model.vocab_size))
-    weight_gradient = 4 * model.vocab_size * model.width
-    return 4 * LOGITS_COPIES * logits + weight_gradient + 2 * tokens * model.width * value_bytes
+    rows = chunks(tokens, model.vocab_size, value_bytes, "cuda")[0].stop
+    weight, hidden = model.vocab_size * model.width, tokens * model.width
+    return max(rows * model.vocab_size, weight + hidden) * value_bytes + 4 * weight + hidden * value_bytes

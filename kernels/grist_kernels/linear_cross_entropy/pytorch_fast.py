@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# 8 MiB of float32 logits a chunk: they stay in the last-level cache. On a GPU larger chunks keep the matrix units busy.
-CHUNK_ELEMENTS = {"cpu": 2 * 1024 * 1024, "cuda": 512 * 1024 * 1024}
+from grist_kernels.linear_cross_entropy.chunks import chunks
 
 
 def fits(hidden: Tensor, weight: Tensor) -> bool:
@@ -64,7 +63,7 @@ class _Total(torch.autograd.Function):
         total = _wide(hidden).new_zeros(())
         d_hidden = torch.empty_like(hidden) if want_hidden else None
         d_weight = _wide(weight).new_zeros(weight.shape) if want_weight else None
-        for rows in _chunks(hidden, weight):
+        for rows in chunks(hidden.shape[0], weight.shape[0], _wide_bytes(hidden), hidden.device.type):
             logits = _logits(hidden[rows], weight)
             losses, d_logits = _chunk(logits, targets[rows], loss, None, want_hidden or want_weight)
             total += losses.sum()
@@ -94,7 +93,7 @@ class _PerRow(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, targets)
         ctx.loss = loss
         out = _wide(hidden).new_empty(targets.shape)
-        for rows in _chunks(hidden, weight):
+        for rows in chunks(hidden.shape[0], weight.shape[0], _wide_bytes(hidden), hidden.device.type):
             out[rows], _ = _chunk(_logits(hidden[rows], weight), targets[rows], loss, None, False)
         return out
 
@@ -104,7 +103,7 @@ class _PerRow(torch.autograd.Function):
         hidden, weight, targets = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_weight = _wide(weight).new_zeros(weight.shape) if ctx.needs_input_grad[1] else None
-        for rows in _chunks(hidden, weight):
+        for rows in chunks(hidden.shape[0], weight.shape[0], _wide_bytes(hidden), hidden.device.type):
             _, d_logits = _chunk(_logits(hidden[rows], weight), targets[rows], ctx.loss, d_loss[rows], True)
             _accumulate(d_logits, hidden[rows], weight, None if d_hidden is None else d_hidden[rows], d_weight)
         return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None
@@ -167,14 +166,9 @@ def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
     return _wide(hidden @ weight.T)
 
 
+def _wide_bytes(x: Tensor) -> int:
+    return max(4, x.element_size())
+
+
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
-
-
-def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    """Rows of equal chunks, as few as the memory for their logits allows."""
-    rows = hidden.shape[0]
-    most = max(1, CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cpu"]) // weight.shape[0])
-    count = -(-rows // most)
-    step = -(-rows // count)
-    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from grist_kernels.linear_cross_entropy.chunks import chunks
 from grist_kernels.linear_cross_entropy.cross_entropy_kernel import (
     BUDGETS,
     CANDIDATES,
@@ -22,18 +23,6 @@ from grist_kernels.linear_cross_entropy.cross_entropy_kernel import (
 from grist_kernels.two_faces import differentiable, faces
 
 __all__ = ["BUDGETS", "CANDIDATES", "FORMULAS", "SIZES", "linear_cross_entropy"]
-
-# A chunk's logits. 2 GiB are 5,000 rows of GPT-OSS's vocabulary in bfloat16; the interpreter's tests want several chunks.
-CHUNK_BYTES = {"cuda": 2**31, "cpu": 2**22}
-ROW_MULTIPLE = 128  # a tile of the matrix units
-
-
-def chunks(rows: int, vocabulary: int, itemsize: int, device_type: str) -> list[slice]:
-    """Equal stretches of rows, as few as CHUNK_BYTES allows, in whole tiles."""
-    most = max(1, CHUNK_BYTES.get(device_type, CHUNK_BYTES["cuda"]) // (vocabulary * itemsize))
-    step = -(-rows // max(1, -(-rows // most)))
-    step = max(1, step if step % ROW_MULTIPLE == 0 or rows <= most else -(-step // ROW_MULTIPLE) * ROW_MULTIPLE)
-    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 def _logits_buffer(hidden: Tensor, vocabulary: int, stretches: list[slice]) -> Tensor:

@@ -53,6 +53,7 @@ CASES = [
     _case("wide", 3, 2880),
     _case("wide_residual", 9, 2880, residual=True),
     _case("widest", 2, 16384, residual=True),
+    _case("wider_than_a_block", 3, 10001, residual=True),
     _case("many_rows", 1100, 512, residual=True),
     _case("tiny_values", 7, 64, eps=1e-6, scale=1e-4),
     _case("large_values", 7, 64, scale=1e3),
