@@ -1,33 +1,50 @@
-"""What else computes an op's result: PyTorch as written, torch.compile, PyTorch's own fused ops, Liger-Kernel if installed.
+"""What else computes an op's result: PyTorch as written, PyTorch's own fused ops, torch.compile, Liger-Kernel if installed.
 
-A peer takes the op's arguments and gives its results. An op has a function here that says which peers can do a given call.
+An op has a function here (Liger-Kernel's are in kernel_peers_liger.py) that says which peers can do a given call.
 Needs only torch.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 Arguments = dict[str, Any]
-Peers = dict[str, Callable[..., Any]]
 
 
-def peers(op, arguments: Arguments, *, compiled: bool) -> Peers:
-    """Peers of one call by name; `eager` is the op's formula in the type of its inputs throughout."""
-    found: Peers = {"eager": _at_input_dtype(op.reference)}
-    if compiled:
-        torch._dynamo.reset()  # every case is compiled for its own shapes
-        found["compile"] = torch.compile(op.reference, dynamic=False)
+@dataclass(frozen=True)
+class Peer:
+    """A function of an op's arguments that gives the op's results.
+
+    note says what a reader of its times has to know. prepare makes the arguments that this peer is called with, before
+    anything is timed, where it needs others than the op's.
+    """
+
+    function: Callable[..., Any]
+    note: str = ""
+    prepare: Callable[[Arguments], Arguments] = dict
+
+
+Peers = dict[str, Peer]
+
+
+def peers(op, arguments: Arguments, *, all_of_them: bool) -> Peers:
+    """Peers of one call by name: PyTorch as written ("eager") and its own fused ops; with all_of_them also torch.compile
+    and Liger-Kernel, where it is installed and can do the call."""
+    found: Peers = {"eager": Peer(_at_input_dtype(op.reference), "the formula in the type of its inputs throughout")}
     if op.name in _OWN:
         found |= _OWN[op.name](arguments)
-    if op.name in _LIGER and _has_liger(arguments):
-        found |= _LIGER[op.name](arguments)
+    if all_of_them:
+        from grist_tools import kernel_peers_liger
+
+        torch._dynamo.reset()  # every case is compiled for its own shapes
+        compiled = torch.compile(op.reference, dynamic=False)
+        found["compile"] = Peer(compiled, "torch.compile of the reference: float32 inside, as ours")
+        found |= kernel_peers_liger.peers(op.name, arguments)
     return found
 
 
@@ -41,19 +58,29 @@ def _at_input_dtype(reference: Callable[..., Any]) -> Callable[..., Any]:
     return eager
 
 
-def _has_liger(arguments: Arguments) -> bool:
-    on_cuda = any(isinstance(value, Tensor) and value.is_cuda for value in arguments.values())
-    return on_cuda and importlib.util.find_spec("liger_kernel") is not None
-
-
 def _rms_norm(arguments: Arguments) -> Peers:
-    def torch_rms_norm(x, weight, eps=1e-5, residual=None):
+    if arguments.get("offset"):
+        return {}
+
+    def torch_rms_norm(x, weight, eps=1e-5, residual=None, **_):
+        weight = weight.to(x.dtype)  # of two types PyTorch makes a slower call, and a result in the wider one
         if residual is None:
             return F.rms_norm(x, (x.shape[-1],), weight, eps)
         h = x + residual
         return F.rms_norm(h, (h.shape[-1],), weight, eps), h
 
-    return {"F.rms_norm": torch_rms_norm}
+    return {"F.rms_norm": Peer(torch_rms_norm)}
+
+
+def _swiglu(arguments: Arguments) -> Peers:
+    if arguments.get("interleaved") or arguments.get("alpha") or arguments.get("limit"):
+        return {}
+
+    def silu_times_up(gate_up, **_):
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate) * up
+
+    return {"F.silu": Peer(silu_times_up)}
 
 
 def _attention(arguments: Arguments) -> Peers:
@@ -66,7 +93,7 @@ def _attention(arguments: Arguments) -> Peers:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
         return out.transpose(1, 2)
 
-    return {"SDPA": sdpa}
+    return {"SDPA": Peer(sdpa)}
 
 
 def _grouped_matmul(arguments: Arguments) -> Peers:
@@ -75,7 +102,7 @@ def _grouped_matmul(arguments: Arguments) -> Peers:
     aligned = all(width * x.element_size() % 16 == 0 for width in w.shape[1:])
     if not aligned or x.shape[0] == 0 or x.shape[0] != int(offsets[-1]) or arguments.get("bias") is not None:
         return {}
-    return {"F.grouped_mm": lambda x, w, offsets: F.grouped_mm(x, w, offs=offsets)}
+    return {"F.grouped_mm": Peer(lambda x, w, offsets: F.grouped_mm(x, w, offs=offsets))}
 
 
 def _linear_cross_entropy(arguments: Arguments) -> Peers:
@@ -85,7 +112,7 @@ def _linear_cross_entropy(arguments: Arguments) -> Peers:
     def linear_then_cross_entropy(hidden, weight, targets, **options):
         return F.cross_entropy(F.linear(hidden, weight).flatten(0, -2), targets.flatten(), **options)
 
-    found: Peers = {} if arguments.get("reduction") == "none" else {"F.cross_entropy": linear_then_cross_entropy}
+    found: Peers = {} if arguments.get("reduction") == "none" else {"F.cross_entropy": Peer(linear_then_cross_entropy)}
     if found and hasattr(F, "linear_cross_entropy"):  # torch 2.13
 
         def torch_linear_cross_entropy(hidden, weight, targets, ignore_index=-100, **options):
@@ -93,61 +120,14 @@ def _linear_cross_entropy(arguments: Arguments) -> Peers:
                 hidden.flatten(0, -2), weight, targets.flatten(), ignore_index=ignore_index, **options
             )
 
-        found["F.linear_cross_entropy"] = torch_linear_cross_entropy
+        found["F.linear_cross_entropy"] = Peer(torch_linear_cross_entropy)
     return found
-
-
-def _liger_rms_norm(arguments: Arguments) -> Peers:
-    def liger(x, weight, eps=1e-5, residual=None):
-        if residual is None:
-            from liger_kernel.ops.rms_norm import LigerRMSNormFunction  # pyright: ignore[reportMissingImports]
-
-            return LigerRMSNormFunction.apply(x, weight, eps, 0.0, "llama", False)
-        from liger_kernel.ops.fused_add_rms_norm import (  # pyright: ignore[reportMissingImports]
-            LigerFusedAddRMSNormFunction,
-        )
-
-        return LigerFusedAddRMSNormFunction.apply(x, residual, weight, eps, 0.0, "llama", False)
-
-    return {"Liger": liger}
-
-
-def _liger_swiglu(arguments: Arguments) -> Peers:
-    if arguments.get("interleaved") or arguments.get("alpha") or arguments.get("limit"):
-        return {}
-
-    def liger(gate_up):
-        from liger_kernel.ops.swiglu import LigerSiLUMulFunction  # pyright: ignore[reportMissingImports]
-
-        return LigerSiLUMulFunction.apply(*gate_up.chunk(2, -1))
-
-    return {"Liger": liger}
-
-
-def _liger_linear_cross_entropy(arguments: Arguments) -> Peers:
-    if arguments.get("reduction") == "none":
-        return {}
-
-    def liger(hidden, weight, targets, z_loss=0.0, **options):
-        from liger_kernel.transformers.functional import (  # pyright: ignore[reportMissingImports]
-            liger_fused_linear_cross_entropy,
-        )
-
-        return liger_fused_linear_cross_entropy(
-            hidden.flatten(0, -2), weight, targets.flatten(), lse_square_scale=z_loss, **options
-        )
-
-    return {"Liger": liger}
 
 
 _OWN = {
     "rms_norm": _rms_norm,
+    "swiglu": _swiglu,
     "attention": _attention,
     "grouped_matmul": _grouped_matmul,
     "linear_cross_entropy": _linear_cross_entropy,
-}
-_LIGER = {
-    "rms_norm": _liger_rms_norm,
-    "swiglu": _liger_swiglu,
-    "linear_cross_entropy": _liger_linear_cross_entropy,
 }

@@ -13,12 +13,20 @@ from torch import Tensor
 
 
 class Work(NamedTuple):
-    """Of the forward, and of forward and backward together."""
+    """Of the forward, of the backward alone, and of both together. A backward of nothing is zero."""
 
     forward_bytes: float
     forward_flops: float
-    both_bytes: float
-    both_flops: float
+    backward_bytes: float
+    backward_flops: float
+
+    @property
+    def both_bytes(self) -> float:
+        return self.forward_bytes + self.backward_bytes
+
+    @property
+    def both_flops(self) -> float:
+        return self.forward_flops + self.backward_flops
 
 
 # FLOPs of the backward over those of the forward: two products for each one of the forward; attention makes five for two.
@@ -26,19 +34,53 @@ BACKWARD = {"attention": 2.5}
 
 
 def work(op: str, arguments: dict[str, Any], gradients: tuple[str, ...], outputs: list[Tensor]) -> Work:
-    """Bytes: every input read once and every result written once, in either direction. FLOPs: the matrix products.
+    """Bytes: what a direction needs is read once and what it makes is written once. FLOPs: the matrix products.
 
-    Causal attention counts the pairs of query and key that see each other, as its papers do.
+    A backward needs the inputs and the gradients of the outputs, unless the op says otherwise below, and makes one gradient
+    for each name in gradients. Causal attention counts the pairs of query and key that see each other, as its papers do.
     """
-    inputs = [value for value in arguments.values() if isinstance(value, Tensor)]
-    read, written = _bytes(inputs), _bytes(outputs)
+    read, written = _bytes(_tensors(arguments)), _bytes(outputs)
     if op == "decode_attention":
         read = _bytes([arguments["q"]]) + _visible_cache_bytes(arguments)
+    elif op == "rope":
+        read = _bytes([arguments["q"], arguments["k"]]) + _rope_table_bytes(arguments)
     flops = _FLOPS[op](arguments) if op in _FLOPS else 0.0
     if not gradients:
-        return Work(read + written, flops, read + written, flops)
-    backward_bytes = read + written + _bytes([arguments[name] for name in gradients])
-    return Work(read + written, flops, read + written + backward_bytes, flops * (1 + BACKWARD.get(op, 2.0)))
+        return Work(read + written, flops, 0.0, 0.0)
+    if op in _BACKWARD_BYTES:
+        backward_bytes = _BACKWARD_BYTES[op](arguments)
+    else:
+        backward_bytes = read + written + _bytes([arguments[name] for name in gradients])
+    return Work(read + written, flops, backward_bytes, flops * BACKWARD.get(op, 2.0))
+
+
+def _tensors(arguments: dict[str, Any]) -> list[Tensor]:
+    return [value for value in arguments.values() if isinstance(value, Tensor)]
+
+
+def _rms_norm_backward_bytes(arguments: dict[str, Any]) -> float:
+    """Reads x (with a residual their sum, and the gradient of that sum), dy and weight; writes dx and dweight.
+
+    x and residual have one gradient in common, which is written once.
+    """
+    rows = 3 if arguments.get("residual") is None else 4
+    return rows * _bytes([arguments["x"]]) + 2 * _bytes([arguments["weight"]])
+
+
+def _rope_backward_bytes(arguments: dict[str, Any]) -> float:
+    """A rotation back: of q and k it needs nothing."""
+    return 2 * _bytes([arguments["q"], arguments["k"]]) + _rope_table_bytes(arguments)
+
+
+def _rope_table_bytes(arguments: dict[str, Any]) -> float:
+    """cos and sin, or with positions the positions and as many rows as they can ask for."""
+    tables, positions = _bytes([arguments["cos"], arguments["sin"]]), arguments.get("positions")
+    if positions is None:
+        return tables
+    return tables * min(1.0, positions.numel() / arguments["cos"].shape[0]) + _bytes([positions])
+
+
+_BACKWARD_BYTES = {"rms_norm": _rms_norm_backward_bytes, "rope": _rope_backward_bytes}
 
 
 def _bytes(tensors: list[Tensor]) -> float:

@@ -1,24 +1,32 @@
-"""Median times of small pieces of work, on a CPU or a GPU, and what the device can do at best. Needs only torch."""
+"""Median times of pieces of work, side by side, and what the device can do at best. Needs only torch."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-FLUSH_BYTES = (
-    256 * 2**20
-)  # larger than any GPU's cache, and long enough to write that the host gets ahead of the device
+# Larger than any GPU's cache, and long enough to write that the host gets ahead of the device.
+FLUSH_BYTES = 256 * 2**20
 WARMUP = 3
+ROUNDS = 5
 FEWEST, MOST = 5, 1000  # timed repetitions
 
 # Large enough that a ceiling is the device's and not a launch's: bytes copied, and rows of a square matrix product.
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
 MATMUL_ROWS = {"cpu": 1024, "cuda": 8192}
+
+
+class Call(NamedTuple):
+    """Work to time, and what has to run before each repetition without being timed."""
+
+    work: Callable[[], Any]
+    before: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,43 +48,75 @@ class Timing:
 
 
 def measure(work: Callable[[], Any], device: str, budget_ms: float = 100.0) -> Timing:
-    """Time `work` repeatedly for about `budget_ms`, after a warm-up.
+    """Time `work` repeatedly for about `budget_ms`, after a warm-up."""
+    return alternate({"work": Call(work)}, device, budget_ms, rounds=1)["work"]
 
-    On CUDA with events on the device, and with the cache overwritten before each call; elsewhere with the host's clock.
+
+def alternate(
+    calls: Mapping[str, Call], device: str, budget_ms: float = 100.0, rounds: int = ROUNDS
+) -> dict[str, Timing]:
+    """Time several calls in turns, about `budget_ms` each in all, after a warm-up: a clock that drifts hits all alike.
+
+    Every round gives each call a slice of its budget, and begins with another call than the round before. The medians
+    are over all rounds. On CUDA with events on the device, and with the cache overwritten before each repetition; elsewhere
+    with the host's clock.
     """
-    for _ in range(WARMUP):
-        work()
-    if device.startswith("cuda"):
-        times = _cuda_times(work, budget_ms)
-    else:
-        times = _host_times(work, budget_ms)
+    for call in calls.values():
+        for _ in range(WARMUP):
+            _once(call)
+    clock = _cuda_times if device.startswith("cuda") else _host_times
+    names = list(calls)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            times[name] += clock(calls[name], budget_ms / rounds, math.ceil(FEWEST / rounds), MOST // rounds)
+    return {name: _timing(found) for name, found in times.items()}
+
+
+def _once(call: Call) -> None:
+    if call.before is not None:
+        call.before()
+    call.work()
+
+
+def _timing(times: list[float]) -> Timing:
     cuts = quantiles(times, n=5)
     return Timing(median(times), cuts[0], cuts[3], len(times))
 
 
-def _host_times(work: Callable[[], Any], budget_ms: float) -> list[float]:
+def _host_times(call: Call, budget_ms: float, fewest: int, most: int) -> list[float]:
     times: list[float] = []
+    _once(call)  # the slice before was another call's: its memory fills the caches
     end = time.perf_counter() + budget_ms / 1e3
-    while len(times) < FEWEST or (time.perf_counter() < end and len(times) < MOST):
+    while len(times) < fewest or (time.perf_counter() < end and len(times) < most):
+        if call.before is not None:
+            call.before()
         start = time.perf_counter()
-        work()
+        call.work()
         times.append(1e3 * (time.perf_counter() - start))
     return times
 
 
-def _cuda_times(work: Callable[[], Any], budget_ms: float) -> list[float]:
+def _cuda_times(call: Call, budget_ms: float, fewest: int, most: int) -> list[float]:
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
     torch.cuda.synchronize()
-    once = _event_pairs(work, flush, 2)[-1]
-    return _event_pairs(work, flush, min(MOST, max(FEWEST, round(budget_ms / max(once, 1e-3)))))
+    start = time.perf_counter()
+    times = _event_pairs(call, flush, fewest)
+    each_ms = 1e3 * (time.perf_counter() - start) / fewest
+    more = min(most, round(budget_ms / each_ms)) - fewest
+    return times + _event_pairs(call, flush, more)
 
 
-def _event_pairs(work: Callable[[], Any], flush: torch.Tensor, repetitions: int) -> list[float]:
+def _event_pairs(call: Call, flush: torch.Tensor, repetitions: int) -> list[float]:
+    """Milliseconds between events around the work of each repetition; none for a count of zero or less."""
     pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repetitions)]
     for start, stop in pairs:
+        if call.before is not None:
+            call.before()
         flush.zero_()
         start.record()
-        work()
+        call.work()
         stop.record()
     torch.cuda.synchronize()
     return [start.elapsed_time(stop) for start, stop in pairs]
@@ -92,6 +132,13 @@ class Ceilings:
     def floor_ms(self, n_bytes: float, flops: float) -> float:
         """The least time that this many bytes and operations could take here."""
         return 1e3 * max(n_bytes / self.copy_bytes_per_second, flops / self.matmul_flops_per_second)
+
+    def higher(self, other: Ceilings) -> Ceilings:
+        """The higher of each of two measurements of one device."""
+        return Ceilings(
+            max(self.copy_bytes_per_second, other.copy_bytes_per_second),
+            max(self.matmul_flops_per_second, other.matmul_flops_per_second),
+        )
 
 
 def ceilings(device: str, dtype: torch.dtype) -> Ceilings:
