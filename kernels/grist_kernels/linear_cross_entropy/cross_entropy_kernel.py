@@ -157,7 +157,8 @@ def cross_entropy_candidates(target: Target, dtype: torch.dtype, size: int) -> l
 
 FORMULAS = {"cross_entropy": cross_entropy_formula}
 CANDIDATES = {"cross_entropy": cross_entropy_candidates}
-BUDGETS = {"cross_entropy": Budget(registers=144), "total": Budget(registers=40)}
+# 16 bytes: what Triton 3.6 spills on sm_100 with every option on; 3.7 spills nothing.
+BUDGETS = {"cross_entropy": Budget(registers=152, spilled_bytes=16), "total": Budget(registers=40)}
 
 
 def cross_entropy_(

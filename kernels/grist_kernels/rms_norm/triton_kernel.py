@@ -324,5 +324,5 @@ def rms_norm(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """As grist_kernels.rms_norm."""
     if residual is None:
-        return _normalized(x, weight, eps, offset)[0]
-    return _added_and_normalized(x, residual, weight, eps, offset)[:2]
+        return _normalized(x, weight, eps, float(offset))[0]
+    return _added_and_normalized(x, residual, weight, eps, float(offset))[:2]
