@@ -70,7 +70,7 @@ def test_rms_norm_gradients_far_apart():
     weight, rstd = torch.randn(64), torch.rand(6)
     with sanitized():
         far = _launch_backward(dy, dsum, x, weight, rstd, 0.0, True)
-        near = _launch_backward(*(each.clone() for each in (dy, dsum, x)), weight, rstd, 0.0, True)
+        near = _launch_backward(dy.clone(), dsum.clone(), x.clone(), weight, rstd, 0.0, True)
     for got, want in zip(far, near, strict=True):
         assert torch.equal(got, want)
 
