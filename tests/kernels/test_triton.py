@@ -210,3 +210,25 @@ def test_no_rows(op):
         got = run(op.door, empty, gradients)
     for name, value in want.items():
         assert_close(f"{op.name} {name}", got[name], value)
+
+
+def test_positions_outside_of_the_table_give_nan():
+    """On a GPU nobody can ask without waiting; neither may anybody read what lies around the table."""
+    q, k, table = torch.randn(5, 2, 12), torch.randn(5, 1, 12), torch.randn(3, 6)
+    positions = torch.tensor([0, -1, 2, 3, 1])
+    with backend.using("triton"), sanitized():
+        for out in OPS["rope"].door(q, k, table, table, positions=positions):
+            assert out.isnan().any(-1).any(-1).tolist() == [False, True, False, True, False]
+
+
+def test_targets_outside_of_the_vocabulary_give_nan():
+    from grist_kernels.linear_cross_entropy.cross_entropy_kernel import cross_entropy_
+
+    logits, targets = torch.randn(4, 7), torch.tensor([6, 7, -1, -100])
+    losses, lse = torch.empty(4), torch.empty(4)
+    options = {"ignore_index": -100, "z_loss": 0.0, "softcap": None, "label_smoothing": 0.0}
+    with sanitized():
+        cross_entropy_(logits, targets, losses, lse, None, with_loss=True, with_gradient=True, **options)
+    assert losses.isnan().tolist() == [False, True, True, False]
+    assert losses[3] == 0
+    assert not logits[3].any()

@@ -97,7 +97,7 @@ def _cross_entropy_kernel(
     # A target without a column (it can only be noticed on the device) gives NaN, and reads nothing outside the row.
     inside = (target >= 0) & (target < V)
     if WITH_LOSS:
-        picked = tl.load(row_ptr + target, mask=inside & counts, other=float("nan")).to(tl.float32)
+        picked = tl.load(row_ptr + target, mask=inside, other=float("nan")).to(tl.float32)
         if HAS_SOFTCAP:
             picked = softcap * _tanh(picked * inverse_softcap)
         lse, logit_sum = _statistics(row_ptr, V, softcap, inverse_softcap, HAS_SOFTCAP, HAS_SMOOTHING, STEPS, LANES)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from grist_kernels.cases import Case, normal
 
 GPT_OSS: dict[str, Any] = {"alpha": 1.702, "limit": 7.0}
@@ -16,6 +18,11 @@ def _case(name: str, *shape: int, scale: float = 3.0, large: bool = False, **opt
         return {"gate_up": normal(generator, *shape, scale=scale), **options}
 
     return Case(name, build, ("gate_up",), large=large)
+
+
+def _on_the_limit(generator):
+    """Gates and ups that are exactly the limit: clamped, and yet with a gradient."""
+    return {"gate_up": torch.randint(-3, 4, (63, 34), generator=generator).double(), "alpha": 1.702, "limit": 2.0}
 
 
 def _strided(generator):
@@ -38,6 +45,7 @@ CASES = [
     _case("one_column", 5, 2, **GPT_OSS),
     _case("several_blocks", 1100, 1024, **GPT_OSS),
     Case("strided", _strided, ("gate_up",)),
+    Case("on_the_limit", _on_the_limit, ("gate_up",)),
     *(_case(f"gpt_oss_interleaved_t{T}_2880", T, 5760, interleaved=True, large=True, **GPT_OSS) for T in (8192, 32768)),
     *(_case(f"plain_t{T}_{F}", T, 2 * F, large=True) for T in (8192, 32768) for F in (2880, 14336)),
 ]
