@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from grist_kernels.attention import attention
+from grist_kernels.attention.ring import ring_attention, zigzag_merge, zigzag_positions, zigzag_split
 from grist_kernels.backend import describe
 from grist_kernels.decode_attention import decode_attention
 from grist_kernels.grouped_matmul import grouped_matmul
@@ -51,7 +52,11 @@ __all__ = [
     "grouped_matmul",
     "linear_cross_entropy",
     "moe",
+    "ring_attention",
     "rms_norm",
     "rope",
     "swiglu",
+    "zigzag_merge",
+    "zigzag_positions",
+    "zigzag_split",
 ]

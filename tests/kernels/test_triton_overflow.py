@@ -77,6 +77,7 @@ def test_rms_norm_gradients_far_apart():
 
 def test_rms_norm_many_rows(monkeypatch):
     """Outputs, and the float32 partial sums of as many programs, beyond 2**31 elements."""
+    from grist_kernels import column_sums
     from grist_kernels.rms_norm import triton_kernel
 
     x, dy, weight = long_rows(), long_rows(seed=1), torch.randn(4096)
@@ -93,7 +94,7 @@ def test_rms_norm_many_rows(monkeypatch):
     def all_but_the_sum(kernel, *arguments, **constants):
         """The sum over half a million partial rows takes the interpreter long; it has a test of its own."""
         started.append(arguments)
-        if kernel is not triton_kernel._reduce_kernel:
+        if kernel is not column_sums._reduce_kernel:
             start(kernel, *arguments, **constants)
 
     monkeypatch.setattr(launch, "run", all_but_the_sum)
@@ -110,8 +111,8 @@ def test_rms_norm_many_rows(monkeypatch):
     assert_close("partial dweight", partial[rows], dy[rows] * x[rows] * rstd[rows][:, None], atol=1e-5)
 
 
-def test_rms_norm_sums_of_many_columns():
-    from grist_kernels.rms_norm.triton_kernel import _reduce_kernel
+def test_sums_of_many_columns():
+    from grist_kernels.column_sums import _reduce_kernel
 
     D, n_partials = 2**20, 2049
     partial = sparse_strided((n_partials, D), (D, 1), torch.float32)

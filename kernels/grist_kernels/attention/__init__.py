@@ -11,6 +11,8 @@ from torch import Tensor
 from grist_kernels import backend
 from grist_kernels.attention import pytorch_fast, reference
 
+MOST_HEAD_WIDTH = 256
+
 
 @overload
 def attention(
@@ -79,12 +81,21 @@ def attention(
     """
     _check(q, k, v, window, sinks, cu_seqlens)
     options = {"window": window, "sinks": sinks, "cu_seqlens": cu_seqlens, "scale": scale}
-    choice = backend.implementation("attention", q.device.type)
+    cannot = backend.cannot_take("attention", q, *(() if sinks is None else (sinks,)), limit=_limit(q, scale))
+    choice = backend.implementation("attention", q.device.type, cannot)
     if choice == "triton":
         return backend.triton_kernel("attention").attention(q, k, v, return_lse=return_lse, **options)
     if choice == "pytorch" and not return_lse and pytorch_fast.fits(q):
         return pytorch_fast.attention(q, k, v, **options)
     return reference.attention(q, k, v, return_lse=return_lse, **options)
+
+
+def _limit(q: Tensor, scale: float | None) -> str | None:
+    if q.shape[-1] > MOST_HEAD_WIDTH:
+        return f"attention's Triton kernel takes heads of at most {MOST_HEAD_WIDTH} columns, but q is {tuple(q.shape)}"
+    if scale is not None and scale <= 0:
+        return f"attention's Triton kernel takes a positive scale, but scale is {scale}"
+    return None
 
 
 def _check(

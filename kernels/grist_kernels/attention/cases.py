@@ -56,6 +56,14 @@ def _heads_first(generator):
     return {"q": q, "k": k, "v": v}
 
 
+def at_size(size: int, rows: int) -> list[Case]:
+    """Calls whose launches are those of heads of this width: with a window, sinks and packed documents, which need the most
+    registers; for the commonest width without them too."""
+    half = rows // 2
+    packed = _packed(f"head_{size}_packed", [half, rows - half], 8, 1, size, sinks=True, window=min(128, half))
+    return [packed, _case(f"head_{size}", 1, rows, 8, 1, size)] if size == 64 else [packed]
+
+
 CASES = [
     _case("one_token", 1, 1, 2, 1, 8, sinks=True),
     _case("odd", 2, 63, 6, 2, 60),

@@ -22,16 +22,18 @@ def decode_attention(
     window: int | None,
     sinks: Tensor | None,
     scale: float | None,
+    block_table: Tensor | None,
 ) -> Tensor:
     """As grist_kernels.decode_attention. A cache is allocated for the longest text; most of its slots are not written yet."""
-    low, high = (x.item() for x in lengths.aminmax())
-    if low < 0 or high > k_cache.shape[1]:
-        raise ValueError(
-            f"decode_attention: lengths must be between 0 and the cache's {k_cache.shape[1]} slots, "
-            f"but range from {low} to {high}"
-        )
+    low, high = (int(x) for x in lengths.aminmax())
     high = max(high, 1)  # an empty cache: one slot that nobody sees
     first = 0 if window is None else max(0, min(low - q.shape[1] - window + 1, high - 1))
+    if block_table is None:
+        k_cache, v_cache = k_cache[:, first:high], v_cache[:, first:high]
+    else:
+        page_size = k_cache.shape[1]
+        first = first // page_size * page_size
+        block_table = block_table[:, first // page_size : -(-high // page_size)]
     return reference.decode_attention(
-        q, k_cache[:, first:high], v_cache[:, first:high], lengths - first, window=window, sinks=sinks, scale=scale
+        q, k_cache, v_cache, lengths - first, window=window, sinks=sinks, scale=scale, block_table=block_table
     )

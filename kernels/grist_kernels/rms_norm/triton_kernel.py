@@ -17,6 +17,7 @@ from torch import Tensor
 
 from grist_kernels import launch
 from grist_kernels.budget import Budget
+from grist_kernels.column_sums import sum_rows
 from grist_kernels.launch import Config, Target, cdiv
 from grist_kernels.row_offsets import row_offsets
 from grist_kernels.rows import as_rows
@@ -116,19 +117,6 @@ def _backward_kernel(
             tl.store(target, tl.sum(dweights[start // BLOCK], 0), mask=columns < D)
 
 
-@triton.jit
-def _reduce_kernel(partial_ptr, dweight_ptr, n_partials, D, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """dweight (D,) = the sum of partial (n_partials, D) float32 over its rows, in a fixed order."""
-    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    total = tl.zeros((ROWS, BLOCK), tl.float32)
-    for row in range(0, n_partials, ROWS):
-        rows = row + tl.arange(0, ROWS)[:, None]
-        mask = (rows < n_partials) & (columns < D)
-        total += tl.load(partial_ptr + rows.to(tl.int64) * D + columns, mask=mask, other=0.0)
-    dweight = tl.sum(total, 0)[None, :]
-    tl.store(dweight_ptr + columns, dweight.to(dweight_ptr.dtype.element_ty), mask=columns < D)
-
-
 def size_bucket(D: int) -> int:
     """The launch table's size for a width D."""
     return next(size for size in SIZES if size >= D)
@@ -191,7 +179,7 @@ CANDIDATES = {"forward": forward_candidates, "backward": backward_candidates}
 BUDGETS = {
     "forward": Budget(registers=104),
     # 1,024 threads, which rows of 16,384 need, have 64 registers each; float32 is short of a few.
-    "backward": Budget(registers=160, spilled_bytes=32),
+    "backward": Budget(registers=160, float32_spilled_bytes=32),
     "reduce": Budget(registers=64),
 }
 
@@ -234,11 +222,7 @@ def _launch_backward(
         n_rows, per_program * config["ROWS"], inner, *rows[0][1:], *rows[-1][1:], *rows[1][1:], offset,
         D=D, HAS_DSUM=dsum is not None, WITH_DWEIGHT=with_dweight, **config,
     )  # fmt: skip
-    dweight = torch.empty(D if with_dweight else 0, dtype=weight.dtype, device=device)
-    if with_dweight:
-        grid = (cdiv(D, 32),)
-        launch.run(_reduce_kernel, grid, device, partial, dweight, programs, D, ROWS=256, BLOCK=32, num_warps=8)
-    return [dx, dweight]
+    return [dx, sum_rows(partial, weight.dtype) if with_dweight else weight.new_empty(0)]
 
 
 def _normalize(x: Tensor, weight: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
