@@ -10,7 +10,8 @@ from grist_kernels import backend
 pytest.importorskip("triton")
 
 
-def test_five_steps_have_the_losses_of_the_references(tmp_path, monkeypatch):
+@pytest.mark.parametrize("document_masks", [False, True], ids=["one stream", "documents"])
+def test_five_steps_have_the_losses_of_the_references(document_masks, tmp_path, monkeypatch):
     stderr = {}
     for mode in ("reference", "triton"):
         monkeypatch.setenv("GRIST_KERNELS", mode)
@@ -18,9 +19,12 @@ def test_five_steps_have_the_losses_of_the_references(tmp_path, monkeypatch):
         folder = tmp_path / mode
         folder.mkdir()
         # The shared expert is what calls swiglu by itself; every other op is in any model.
-        small = {"batch": {"global_size": 4}, "evaluate": {"max_tokens": 64}, "sample": {"prompts": []}}
-        run = write_run(folder, steps=5, model={"shared_expert_width": 16}, **small)
-        stderr[mode] = train(run).stderr
+        small = {"batch": {"global_size": 2}, "evaluate": {"max_tokens": 32}, "sample": {"prompts": []}}
+        small |= {
+            "data": {"document_masks": document_masks},
+            "model": {"shared_expert_width": 16, "heads": 2, "kv_heads": 1},
+        }
+        stderr[mode] = train(write_run(folder, steps=5, **small)).stderr
     for op in backend.TRITON_OPS:
         assert f"{op}: triton" in stderr["triton"]
     want, got = losses(tmp_path / "reference"), losses(tmp_path / "triton")

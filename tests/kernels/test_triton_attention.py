@@ -4,6 +4,7 @@ must be true exactly: nobody sees the future, what lies behind the window, or an
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -164,3 +165,25 @@ def test_tokens_far_apart_are_copied():
     want = OPS["attention"].reference(q.clone(), k.clone(), v.clone())
     with backend.using("triton"), sanitized():
         assert_close("out", attention(q, k, v), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 20])
+def test_matches_gpt_oss_of_transformers_forward_and_backward(window):
+    modeling = pytest.importorskip("transformers.models.gpt_oss.modeling_gpt_oss")
+    T = 90
+    leaves = [torch.randn(2, T, heads, 16, requires_grad=True) for heads in (4, 2, 2)]
+    leaves.append(torch.randn(4, requires_grad=True))
+    q, k, v, sinks = leaves
+    i = torch.arange(T)
+    hidden = (i[:, None] < i) | ((i[:, None] - i >= window) if window else False)
+    mask = torch.zeros(1, 1, T, T).masked_fill(hidden, torch.finfo(torch.float32).min)
+    module = SimpleNamespace(num_key_value_groups=2, sinks=sinks, training=False)
+    want, _ = modeling.eager_attention_forward(module, *(x.transpose(1, 2) for x in (q, k, v)), mask, 16**-0.5)
+    d_out = torch.randn_like(want)
+    with backend.using("triton"):
+        got = attention(q, k, v, window=window, sinks=sinks)
+        gradients = torch.autograd.grad(got, leaves, d_out)
+    assert_close("out", got, want, atol=1e-5)
+    wanted = torch.autograd.grad(want, leaves, d_out)
+    for name, gradient, other in zip(("dq", "dk", "dv", "d_sinks"), gradients, wanted, strict=True):
+        assert_close(name, gradient, other, atol=1e-5 * float(other.abs().max()))
