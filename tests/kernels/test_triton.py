@@ -128,6 +128,9 @@ def test_library_ops_keep_torch_s_rules():
     hidden, targets = torch.randn(5, 8, requires_grad=True), torch.tensor([0, 1, 2, -100, 3])
     vocabulary = torch.randn(7, 8, requires_grad=True)
     heads = [torch.randn(1, 5, n, 8, requires_grad=True) for n in (4, 2, 2)]
+    expert_rows, bias = (torch.randn(5, 8, requires_grad=True), torch.randn(3, 8, 6)), torch.randn(3, 6)
+    tokens = torch.randn(4, 8, requires_grad=True), torch.randint(3, (4, 2)), torch.rand(4, 2, requires_grad=True)
+    w_gate_up, w_down = torch.randn(3, 8, 6, requires_grad=True), torch.randn(3, 3, 8, requires_grad=True)
     for op in WITH_KERNEL:
         backend.triton_kernel(op.name)
     ops, options = torch.ops.gristmill, (-100, 1e-3, 5.0, 0.1)
@@ -138,6 +141,8 @@ def test_library_ops_keep_torch_s_rules():
         (ops.swiglu, (x, 1.702, 7.0, True)),
         (ops.attention, (*heads, torch.randn(4, requires_grad=True), None, 3, 0.3)),
         (ops.attention, (*heads, None, torch.tensor([0, 2, 5]), None, 0.3)),
+        (ops.grouped_matmul, (*expert_rows, torch.tensor([2, 2, 4]), bias)),
+        (ops.moe, (*tokens, w_gate_up, w_down, bias, None, 1.702, 7.0, True, True)),
         (ops.linear_cross_entropy, (hidden, vocabulary, targets, *options, True, True, True)),
         (ops.linear_cross_entropy_rows, (hidden, vocabulary, targets, *options)),
     ]:
@@ -208,6 +213,21 @@ def test_no_rows(op):
         },
         "swiglu": {"gate_up": torch.empty(0, 8)},
         "attention": {name: torch.empty(1, 0, 2, 8) for name in "qkv"},
+        "grouped_matmul": {
+            "x": torch.empty(0, 8),
+            "w": torch.ones(2, 8, 6),
+            "offsets": torch.zeros(2, dtype=torch.int32),
+            "bias": torch.ones(2, 6),
+        },
+        "moe": {
+            "x": torch.empty(0, 8),
+            "expert_ids": torch.empty(0, 2, dtype=torch.int64),
+            "expert_weights": torch.empty(0, 2),
+            "w_gate_up": torch.ones(3, 8, 8),
+            "w_down": torch.ones(3, 4, 8),
+            "b_gate_up": torch.ones(3, 8),
+            "b_down": torch.ones(3, 8),
+        },
         "linear_cross_entropy": {
             "hidden": torch.empty(0, 8),
             "weight": torch.ones(5, 8),

@@ -201,3 +201,95 @@ def test_logits_of_many_rows_times_a_wide_vocabulary():
         cross_entropy_(logits, targets, losses, lse, None, with_loss=True, with_gradient=True, **options)
     assert_close("loss", losses, loss.float(), atol=1e-5)
     assert_close("d_logits", logits, d_want.float(), atol=1e-6)
+
+
+@pytest.mark.parametrize("strides", [(BIG, 16, 1), (16, BIG, 1), (16, 1, BIG)], ids=["experts", "rows", "columns"])
+def test_grouped_matmul_operands_far_apart(strides):
+    arguments = {
+        "x": strided((7, 16), (BIG, 1)),
+        "w": strided((3, 16, 16), strides, seed=1),
+        "offsets": torch.tensor([2, 2, 6]),
+        "bias": strided((3, 16), (BIG, 1), seed=2),
+    }
+    compare("grouped_matmul", arguments, ("x", "w", "bias"))
+
+
+@pytest.mark.parametrize("strides", [(BIG, 16, 1), (16, BIG, 1), (16, 1, BIG)], ids=["experts", "rows", "columns"])
+def test_moe_operands_far_apart(strides):
+    arguments = {
+        "x": strided((5, 16), (BIG, 1)),
+        "expert_ids": torch.tensor([[0, 2], [2, 1], [2, 0], [0, 1], [1, 2]]),
+        "expert_weights": torch.rand(5, 2),
+        "w_gate_up": strided((3, 16, 16), strides, seed=1),
+        "w_down": strided((3, 8, 16), strides, seed=2),
+        "b_gate_up": strided((3, 16), (1, BIG), seed=3),
+        "b_down": strided((3, 16), (BIG, 1), seed=4),
+    }
+    compare("moe", arguments, ("x", "expert_weights", "w_gate_up", "w_down", "b_gate_up", "b_down"))
+
+
+def one_expert(rows: int):
+    """Routing and schedule of one expert that has all rows, in order."""
+    from grist_kernels.expert_rows import Routing, schedule
+
+    order, ends = torch.arange(rows, dtype=torch.int32), torch.tensor([rows], dtype=torch.int32)
+    return Routing(order, order, ends), schedule(ends, rows, 128)
+
+
+def test_moe_forward_of_many_rows():
+    """Rows' inputs, hidden values and activations beyond 2**31 elements; the last two programs are the last rows'."""
+    from grist_kernels.grouped_matmul import triton_kernel as grouped
+    from grist_kernels.moe import triton_kernel
+
+    (routing, tiles), options = one_expert(LONG_ROWS), triton_kernel._options(None, None, False)
+    x, w_gate_up, w_down = torch.zeros(LONG_ROWS, 16), torch.randn(1, 16, 8192), torch.randn(1, 4096, 16)
+    x[-3:] = torch.randn(3, 16)
+    with sanitized(programs=ends(2)):
+        h, act = triton_kernel._gate_up(x, w_gate_up, None, 1, routing, tiles, 128, True, options)
+        narrow = grouped.multiply(long_rows(), w_down, None, tiles, 128)
+    want = x[-3:] @ w_gate_up[0]
+    block = 16  # columns at the end, which the last programs make
+    for name, got, wanted in (
+        ("gates", h[-3:, :4096], want[:, :4096]),
+        ("ups", h[-3:], want),
+        ("act", act[-3:], OPS["swiglu"].reference(want)),
+    ):
+        assert_close(name, got[:, -block:], wanted[:, -block:], atol=1e-4)
+    assert_close("narrow", narrow[-3:], long_rows()[-3:] @ w_down[0], atol=1e-3)
+
+
+def test_moe_backward_of_many_rows():
+    from grist_kernels.moe import triton_kernel
+
+    (routing, tiles), options = one_expert(LONG_ROWS), triton_kernel._options(None, None, False)
+    d_out, w_down, h = torch.zeros(LONG_ROWS, 16), torch.randn(1, 4096, 16), long_rows(8192)
+    d_out[-3:] = torch.randn(3, 16)
+    weights = torch.full((LONG_ROWS,), 2.0)
+    with sanitized(programs=ends(2)):
+        d_h, act, _ = triton_kernel._d_hidden(d_out, w_down, h, weights, routing, tiles, 128, options)
+    last = h[-3:].clone().requires_grad_()
+    activated = OPS["swiglu"].reference(last)
+    (want,) = torch.autograd.grad(activated, last, 2.0 * d_out[-3:] @ w_down[0].T)
+    assert_close("d_h", d_h[-3:, -16:], want[:, -16:], atol=1e-4)
+    assert_close("activation", act[-3:, -16:], 2.0 * activated.detach()[:, -16:], atol=1e-4)
+
+
+def test_rows_far_apart_are_combined():
+    from grist_kernels.moe.triton_kernel import _combine
+
+    rows = long_rows()
+    with sanitized():
+        out = _combine(rows, torch.tensor([LONG_ROWS - 1, 0], dtype=torch.int32), 2, 1, None)
+    assert_close("out", out, rows[[LONG_ROWS - 1, 0]])
+
+
+def test_gradients_of_many_experts():
+    """Weights' gradients beyond 2**31 elements."""
+    from grist_kernels.grouped_matmul.triton_kernel import outer
+
+    x, dy, experts = torch.randn(4, 2048), torch.randn(4, 2048), 513
+    starts = torch.zeros(experts + 1, dtype=torch.int32)
+    starts[-1] = 4
+    with sanitized(programs=ends(1)):
+        dw = outer(x, dy, starts, experts, 16)
+    assert_close("dw", dw[-1, -32:, -32:], (x.T @ dy)[-32:, -32:], atol=1e-4)

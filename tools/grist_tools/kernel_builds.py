@@ -137,37 +137,41 @@ def wait_for(waiting: dict[Future, Build]) -> None:
             print(f"[{done}/{len(waiting)} builds, {now - started:.0f} s]", file=sys.stderr, flush=True)
 
 
+def judged(build: Build, uses: list[Use], found: BinaryReport, budget: Budget) -> dict[str, Any]:
+    """A build of one op, as --json writes it."""
+    from grist_tools.binary_report import broken
+
+    if all(use.dtype == "float32" for use in uses):  # multiplied exactly, which matrix units do not
+        budget = replace(budget, tensor_core=False, spilled_bytes=budget.float32_spilled_bytes)
+    return {
+        "op": uses[0].op,
+        "kernel": uses[0].kernel,
+        "architecture": build.architecture,
+        "used_by": [{"dtype": use.dtype, "size": use.size, "case": use.case} for use in uses],
+        "options": dict(build.options),
+        **found.as_json(),
+        "broken": broken(found, budget, build.architecture),
+    }
+
+
 def results(ops: list[str]) -> dict[str, Any]:
     """Plan, build and judge: what --json writes."""
     import triton
 
     from grist_kernels.budget import Budget
-    from grist_tools.binary_report import broken
 
     planned: Plan = {}
     limits = {}
     for op in ops:
         builds = plan(op)
-        planned |= builds
         limits[op] = budgets(op, {use.kernel for uses in builds.values() for use in uses})
+        for build, uses in builds.items():  # ops may share a kernel, and each has its own budget for it
+            planned.setdefault(build, []).extend(uses)
     rows = []
     for (build, uses), found in zip(planned.items(), build_all(list(planned)), strict=True):
-        op, kernel = uses[0].op, uses[0].kernel
-        budget = limits[op].get(kernel, Budget())
-        if all(use.dtype == "float32" for use in uses):  # multiplied exactly, which matrix units do not
-            budget = replace(budget, tensor_core=False, spilled_bytes=budget.float32_spilled_bytes)
-        verdict = broken(found, budget, build.architecture)
-        rows.append(
-            {
-                "op": op,
-                "kernel": kernel,
-                "architecture": build.architecture,
-                "used_by": [{"dtype": use.dtype, "size": use.size, "case": use.case} for use in uses],
-                "options": dict(build.options),
-                **found.as_json(),
-                "broken": verdict,
-            }
-        )
+        for op in dict.fromkeys(use.op for use in uses):
+            mine = [use for use in uses if use.op == op]
+            rows.append(judged(build, mine, found, limits[op].get(mine[0].kernel, Budget())))
     return {"what": "kernel builds", "triton": triton.__version__, "builds": rows}
 
 

@@ -21,7 +21,7 @@ def grouped_matmul(x: Tensor, w: Tensor, offsets: Tensor, bias: Tensor | None = 
     Raises ValueError if shapes or types do not fit.
     """
     _check(x, w, offsets, bias)
-    choice = backend.implementation("grouped_matmul", x.device.type)
+    choice = backend.implementation("grouped_matmul", x.device.type, backend.cannot_take("grouped_matmul", x))
     if choice == "triton":
         return backend.triton_kernel("grouped_matmul").grouped_matmul(x, w, offsets, bias)
     if choice == "pytorch":

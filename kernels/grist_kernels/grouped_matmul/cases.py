@@ -23,6 +23,16 @@ def _case(
     return Case(name, build, ("x", "w", "bias") if bias else ("x", "w"), large=large)
 
 
+def at_size(size: int, rows: int) -> list[Case]:
+    """Calls whose launches are those of tiles of so many rows: few rows in all for a recorder, who wants no large weights."""
+    rows_each = {16: 8, 32: 32, 64: 96, 128: 512}[size]
+    width, experts = (2880, max(1, min(8, rows // rows_each))) if rows >= 1024 else (320, 1)
+    return [
+        _case(f"tile_{size}", [rows_each] * experts, width, width, bias=True),
+        _case(f"tile_{size}_no_bias", [rows_each] * experts, width, width),
+    ]
+
+
 CASES = [
     _case("one_row", [1], 8, 16),
     _case("odd", [20, 13, 30], 60, 80, bias=True),

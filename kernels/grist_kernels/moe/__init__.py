@@ -37,7 +37,7 @@ def moe(
     _check(x, expert_ids, expert_weights, w_gate_up, w_down, b_gate_up, b_down)
     check_options("moe", alpha, limit)
     options = {"alpha": alpha, "limit": limit, "interleaved": interleaved}
-    choice = backend.implementation("moe", x.device.type)
+    choice = backend.implementation("moe", x.device.type, backend.cannot_take("moe", x, expert_weights))
     if choice == "triton":
         return backend.triton_kernel("moe").moe(
             x, expert_ids, expert_weights, w_gate_up, w_down, b_gate_up, b_down, **options

@@ -35,6 +35,17 @@ def _case(
     return Case(name, build, _WEIGHTS + (_BIASES if bias else ()), float32=("expert_weights",), large=large)
 
 
+def at_size(size: int, rows: int) -> list[Case]:
+    """Calls whose launches are those of tiles of so many rows: few rows in all for a recorder, who wants no large weights."""
+    rows_each = {16: 8, 32: 32, 64: 96, 128: 512}[size]
+    width, E = (2880, max(1, min(8, rows // rows_each))) if rows >= 1024 else (320, 1)
+    ids = lambda T, A: (torch.arange(T * A) % E).view(T, A)  # noqa: E731
+    return [
+        _case(f"tile_{size}_gpt_oss", rows_each * E // 4, width, E, 4, width, ids=ids, **GPT_OSS),
+        _case(f"tile_{size}_halves", rows_each * E // 4, width, E, 4, width, bias=False, ids=ids),
+    ]
+
+
 CASES = [
     _case("one_token", 1, 60, 8, 4, 20),
     _case("odd", 63, 60, 5, 2, 20),
