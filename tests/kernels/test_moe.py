@@ -9,7 +9,9 @@ import pytest
 import torch
 from assertions import assert_close
 
-from grist_kernels import backend, moe, swiglu
+from grist_kernels import OPS, backend, moe, swiglu
+from grist_kernels.cases import run
+from grist_kernels.moe import reference
 
 GPT_OSS: dict[str, Any] = {"alpha": 1.702, "limit": 7.0, "interleaved": True}
 
@@ -160,3 +162,13 @@ def test_expert_out_of_range_is_named(wrong):
     ids[3, 1] = wrong
     with pytest.raises((ValueError, RuntimeError), match=r"expert_ids must be in|out of bounds"):
         moe(x, ids, weights, *parameters)
+
+
+@pytest.mark.parametrize("case", [case for case in OPS["moe"].cases if not case.large], ids=lambda case: case.name)
+def test_the_reference_in_blocks_is_the_reference(case):
+    """What large sizes are compared with."""
+    arguments = case.arguments(torch.float64)
+    want = run(OPS["moe"].reference, arguments, case.gradients)
+    got = run(reference.moe_in_blocks, arguments, case.gradients)
+    for name, value in want.items():
+        assert_close(f"{case.name} {name}", got[name], value, atol=1e-11, rtol=1e-11)

@@ -50,22 +50,29 @@ def outer_formula(target: Target, dtype: torch.dtype, size: int) -> Config:
     return {**config_of(256, 64, 8, 3), "BLOCK_M": 128} if size >= 64 else {**config_of(128, 32, 8, 3), "BLOCK_M": 128}
 
 
-def forward_candidates(target: Target, dtype: torch.dtype, size: int) -> list[Config]:
-    """For the tuner: every block that might fit."""
-    columns, inner = ((32, 64), (16, 32)) if dtype == torch.float32 else ((64, 128, 256), (32, 64, 128))
+def _blocks(target: Target, dtype: torch.dtype) -> list[Config]:
+    if dtype == torch.float32:
+        columns, inner, stages = (32, 64), (16, 32), (1,)
+    else:
+        columns, inner, stages = (64, 128, 256), (32, 64, 128), (1, 2) if target.lanes == 64 else (2, 3, 4)
     return [
-        config_of(block_n, block_k, num_warps, stages, group)
+        config_of(block_n, block_k, num_warps, deep)
         for block_n in columns
         for block_k in inner
         for num_warps in (4, 8)
-        for stages in (1, 2, 3, 4, 5)
-        for group in (1, 8, 16)
+        for deep in stages
     ]
+
+
+def forward_candidates(target: Target, dtype: torch.dtype, size: int) -> list[Config]:
+    """For the tuner: every block that might fit."""
+    return _blocks(target, dtype)
 
 
 def outer_candidates(target: Target, dtype: torch.dtype, size: int) -> list[Config]:
     rows = (32, 64) if dtype == torch.float32 else (64, 128)
-    return [{**config, "BLOCK_M": block_m} for config in forward_candidates(target, dtype, size) for block_m in rows]
+    wide = [config for config in _blocks(target, dtype) if config["BLOCK_K"] <= 64]
+    return [{**config, "BLOCK_M": block_m} for config in wide for block_m in rows]
 
 
 FORMULAS = {"forward": forward_formula, "outer": outer_formula}

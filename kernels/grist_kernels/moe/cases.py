@@ -57,6 +57,10 @@ CASES = [
     _case("same_expert_twice", 20, 16, 3, 2, 8, ids=lambda T, A: torch.full((T, A), 1)),
     _case("narrow_ids", 20, 16, 3, 2, 8, ids=lambda T, A: (torch.arange(T * A) % 3).view(T, A).int()),
     _case("several_blocks", 1100, 16, 2, 1, 512, ids=lambda T, A: torch.zeros(T, A, dtype=torch.int64), **GPT_OSS),
-    _case("gpt_oss_20b", 4096, 2880, 32, 4, 2880, large=True, **GPT_OSS),
-    _case("fine_grained", 8192, 2048, 128, 8, 768, bias=False, large=True),
+    _case("gpt_oss_20b", 8192, 2880, 32, 4, 2880, large=True, **GPT_OSS),
+    _case("gpt_oss_120b", 4096, 2880, 128, 4, 2880, large=True, **GPT_OSS),
+    _case("fine_grained", 32768, 2048, 128, 8, 768, bias=False, large=True),
+    _case("few_experts", 8192, 4096, 8, 2, 14336, bias=False, large=True),
+    _case("one_decoded", 1, 2880, 32, 4, 2880, large=True, **GPT_OSS),
+    _case("laptop", 2048, 256, 32, 4, 256, large=True, **GPT_OSS),
 ]

@@ -35,7 +35,8 @@ def d_hidden_formula(target: Target, dtype: torch.dtype, size: int) -> Config:
 
 def d_hidden_candidates(target: Target, dtype: torch.dtype, size: int) -> list[Config]:
     plain = forward_candidates(target, dtype, size)
-    return [{**config, "PARTS": parts} for config in plain for parts in (1, 2, 4)]
+    parts = (1, 2) if dtype == torch.float32 else (1, 2, 4)
+    return [{**config, "PARTS": count} for config in plain if config["BLOCK_K"] <= 64 for count in parts]
 
 
 FORMULAS = {"gate_up": gate_up_formula, "d_hidden": d_hidden_formula}
