@@ -18,7 +18,10 @@ DOCS = ROOT / "docs"
 COURSE = sorted((DOCS / "course").glob("*.md"))
 TEXTS = [
     *sorted(DOCS.rglob("*.md")),
-    *(ROOT / name for name in ("CONTRIBUTING.md", "benchmarks/README.md", "eval/README.md", "tools/README.md")),
+    *(
+        ROOT / name
+        for name in ("CONTRIBUTING.md", "benchmarks/README.md", "eval/README.md", "tools/README.md", "train/README.md")
+    ),
 ]
 FOLDERS = ("kernels", "model", "data", "train", "eval", "tools")
 

@@ -78,7 +78,7 @@ def _route_small_kernel(
 def _count_kernel(ids_ptr, counts_ptr, n_pairs, n_experts, CHUNK: tl.constexpr, STEP: tl.constexpr):
     chunk = tl.program_id(0)
     ids = _load_experts(ids_ptr, chunk * CHUNK + tl.arange(0, CHUNK), n_pairs, n_experts)
-    counts_ptr += chunk.to(tl.int64) * n_experts
+    counts_ptr += chunk * n_experts  # in 32 bits: see route
     for first in range(0, n_experts, STEP):
         experts = first + tl.arange(0, STEP)
         counts = tl.sum((ids[:, None] == experts[None, :]).to(tl.int32), 0)
@@ -94,7 +94,7 @@ def _scan_kernel(
     total = tl.zeros((EXPERTS,), tl.int32)
     for first in range(0, n_chunks, CHUNKS):
         chunks = first + tl.arange(0, CHUNKS)[:, None]
-        offsets = chunks.to(tl.int64) * n_experts + experts[None, :]
+        offsets = chunks * n_experts + experts[None, :]
         mask = (chunks < n_chunks) & (experts[None, :] < n_experts)
         counts = tl.load(counts_ptr + offsets, mask=mask, other=0)
         tl.store(before_ptr + offsets, total[None, :] + tl.cumsum(counts, 0) - counts, mask=mask)
@@ -113,7 +113,7 @@ def _place_kernel(
     ids = _load_experts(ids_ptr, pairs, n_pairs, n_experts)
     known = ids < n_experts
     places = tl.load(starts_ptr + ids, mask=known, other=0)
-    places += tl.load(before_ptr + chunk.to(tl.int64) * n_experts + ids, mask=known, other=0)
+    places += tl.load(before_ptr + chunk * n_experts + ids, mask=known, other=0)
     places += _rank(ids_ptr, ids, pairs, chunk * CHUNK, n_pairs, n_experts, False, CHUNK, STEP)
     _store_places(place_ptr, pair_ptr, pairs, places, ids, n_pairs, n_experts)
 
@@ -157,9 +157,17 @@ class Routing(NamedTuple):
 
 
 def route(expert_ids: Tensor, n_experts: int) -> Routing:
-    """expert_ids (T, A) int32 or int64 -> Routing; rows of one expert keep the order of their pairs."""
+    """expert_ids (T, A) int32 or int64 -> Routing; rows of one expert keep the order of their pairs.
+
+    Raises ValueError for a billion pairs or so: rows, and counts of each expert's in every chunk, are numbered in 32 bits.
+    """
     ids = expert_ids.reshape(-1)
     device, n_pairs = ids.device, ids.shape[0]
+    if max(n_pairs, cdiv(n_pairs, CHUNK) * n_experts) >= 2**31:
+        raise ValueError(
+            f"{n_pairs} pairs of token and expert, and {n_experts} experts, are more than 32 bits can number: "
+            "use micro-batches of fewer tokens"
+        )
     place, pair = (torch.empty(n_pairs, dtype=torch.int32, device=device) for _ in range(2))
     ends = torch.empty(n_experts, dtype=torch.int32, device=device)
     sizes = {"CHUNK": CHUNK, "STEP": _COMPARED, "num_warps": 8}

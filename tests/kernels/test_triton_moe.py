@@ -118,6 +118,12 @@ def test_route_is_a_stable_sort(pairs, experts, dtype):
     assert ends.tolist() == torch.bincount(ids.flatten(), minlength=experts).cumsum(0).tolist()
 
 
+@pytest.mark.parametrize(("tokens", "experts"), [(2**31, 1), (2**30 + 1, 512)])
+def test_more_pairs_than_32_bits_number_are_refused(tokens, experts):
+    with pytest.raises(ValueError, match="use micro-batches of fewer tokens"):
+        route(torch.empty(tokens, 1, dtype=torch.int64, device="meta"), experts)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     counts=st.lists(st.integers(0, 70), min_size=1, max_size=600),
@@ -143,8 +149,9 @@ def test_schedule_covers_every_row_once(counts, block, spare):
 
 def test_offsets_out_of_range_stay_inside_the_tensors():
     """On a GPU nobody can ask without waiting: whatever offsets say, only rows that exist are touched."""
-    x, w = torch.randn(9, 16), torch.randn(4, 16, 16)
-    for offsets in ([-5, 4, 4, 100], [10, 12, 12, 12], [-3, -2, -1, 0]):
+    x = torch.randn(9, 16)
+    for offsets in ([-5, 4, 4, 100], [10, 12, 12, 12], [-3, -2, -1, 0], [2**31 - 1] * 20):
+        w = torch.randn(len(offsets), 16, 16)
         watched("grouped_matmul", {"x": x, "w": w, "offsets": torch.tensor(offsets)}, ("x", "w"))
 
 

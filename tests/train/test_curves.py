@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import math
 import struct
+from statistics import fmean
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from grist_train.curves import plot, read_metrics, smooth
+from grist_train.curves import PANELS, plot, read_metrics, smooth
 
 
 def training_row(step: int, **more) -> dict:
     row = {"step": step, "loss": 5.0 / step, "grad_norm": 1.0 + step, "lr": 1e-3, "tokens_per_second": 1e4}
-    row.update({"load_max_over_mean": [1.5, 2.5], "dead_experts": [0, 1], **more})
-    return row
+    return row | more
+
+
+def router_row(step: int) -> dict:
+    health = {"load_max_over_mean": [1.5, 2.5], "load_cv": [0.2, 0.4], "router_entropy": 1.2, "dead_experts": [0, 1]}
+    return training_row(step, **health)
 
 
 def evaluation_row(step: int, bits: float = 2.0) -> dict:
@@ -33,7 +40,7 @@ def png_size(path) -> tuple[int, int]:
 
 
 def test_rows_are_split_by_kind_and_a_list_is_reduced(tmp_path):
-    metrics = read_metrics(write(tmp_path / "m.jsonl", [training_row(1), training_row(2), evaluation_row(2)]))
+    metrics = read_metrics(write(tmp_path / "m.jsonl", [router_row(1), router_row(2), evaluation_row(2)]))
     assert metrics.series("loss").values == [5.0, 2.5]
     assert metrics.series("validation_bits_per_byte") == ([2], [2.0])
     assert metrics.series("load_max_over_mean").values == [2.0, 2.0]
@@ -73,14 +80,28 @@ def test_smoothing_keeps_a_constant_and_starts_at_the_first_value():
     assert smoothed == pytest.approx([1.0, (0.5 * 0.5 * 1 + 0.5 * 2) / 0.75])
 
 
-def test_six_panels_become_a_grid_of_two_rows(tmp_path):
-    path = write(tmp_path / "m.jsonl", [training_row(1), training_row(2), evaluation_row(2)])
+def test_nine_panels_become_a_grid_of_three_rows(tmp_path):
+    path = write(tmp_path / "m.jsonl", [router_row(1), router_row(2), evaluation_row(2)])
     out = plot(path, tmp_path / "deep" / "curves.png")
-    assert png_size(out) == (1782, 792)  # 3 columns of 5.4 inches, 2 rows of 3.6 inches, 110 dots an inch
+    assert png_size(out) == (1782, 1188)  # 3 columns of 5.4 inches, 3 rows of 3.6 inches, 110 dots an inch
     assert [file.name for file in out.parent.iterdir()] == ["curves.png"]  # no temporary file stays
 
 
-def test_a_dense_run_has_no_load_panel(tmp_path):
+def test_every_panel_draws_what_it_is_named_after(tmp_path):
+    """The router's health among them: busiest expert, variation of the load, entropy, dead experts."""
+    metrics = read_metrics(
+        write(tmp_path / "m.jsonl", [*(router_row(step) for step in range(1, 9)), evaluation_row(8)])
+    )
+    for draw, key in PANELS:
+        axes = Figure().add_subplot()
+        draw(axes, metrics, "C0", "run")
+        drawn = [np.asarray(line.get_ydata()).tolist() for line in axes.lines]
+        over_layers = sum if key == "dead_experts" else fmean
+        assert metrics.series(key, over_layers).values in drawn, key
+        assert axes.get_title(), key
+
+
+def test_a_dense_run_has_no_panels_of_the_router(tmp_path):
     rows = [{"step": 1, "loss": 2.0, "lr": 1e-3}]
     assert png_size(plot(write(tmp_path / "m.jsonl", rows), tmp_path / "c.png")) == (1188, 396)
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from grist_train.metrics import peak_flops, truncate_rows
+from grist_train.metrics import peak_flops, router_health, truncate_rows
 
 
 def test_rows_after_the_resumed_step_are_dropped(tmp_path):
@@ -36,6 +36,19 @@ def test_peak_is_measured_where_no_data_sheet_applies():
     peak, source = peak_flops(torch.device("cpu"))
     assert peak > 1e8
     assert "measured" in source
+
+
+def test_health_of_a_router_by_hand():
+    """Two layers of four experts: one in balance, one with a dead expert and loads 6, 2, 0, 8."""
+    row = router_health([1.25, 0.5, 1.0, 0.4, *(4.0, 4.0, 4.0, 4.0), *(6.0, 2.0, 0.0, 8.0)], layers=2, experts=4)
+    assert row == {
+        "aux_loss": 1.25,
+        "z_loss": 0.5,
+        "router_entropy": pytest.approx(0.7),
+        "load_max_over_mean": [1.0, 2.0],
+        "load_cv": [0.0, pytest.approx(10**0.5 / 4, abs=1e-4)],
+        "dead_experts": [0, 1],
+    }
 
 
 @pytest.mark.gpu

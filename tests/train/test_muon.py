@@ -6,7 +6,10 @@ import math
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
+from grist_train import distributed
 from grist_train.muon import Muon, orthogonalize
 
 
@@ -57,3 +60,16 @@ def test_stack_of_experts_equals_each_alone():
 def test_vector_is_refused():
     with pytest.raises(ValueError, match=r"shape \(5,\)"):
         Muon([torch.nn.Parameter(torch.zeros(5))], lr=0.1)
+
+
+def test_columns_on_different_ranks_are_refused():
+    distributed.start("cpu", threads=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for shape, cut in (((4, 6), 1), ((3, 4, 6), 2)):
+            with pytest.raises(ValueError, match="matrices sharded by rows"):
+                Muon([torch.nn.Parameter(distribute_tensor(torch.zeros(shape), mesh, [Shard(cut)]))], lr=0.1)
+        for cut in (0, 1):
+            Muon([torch.nn.Parameter(distribute_tensor(torch.zeros(3, 4, 6), mesh, [Shard(cut)]))], lr=0.1)
+    finally:
+        distributed.stop()

@@ -43,12 +43,15 @@ def run(config: TrainConfig, world: World) -> None:
     from grist_data import Batches
     from grist_train import distributed, optimizer
     from grist_train.checkpoint import Checkpoints
+    from grist_train.expert_parallel import check_layout
     from grist_train.finish import finish, validate
     from grist_train.guard import StopRequest
     from grist_train.loss import language_model_loss, step_values
     from grist_train.metrics import Metrics
     from grist_train.schedule import multiplier
     from grist_train.setup import announce, check_batch, open_data, resumable
+
+    check_layout(config.model, config.compute, world.size)
 
     # 1) Text -> tokens. Prepared once; later runs open what is there.
     tokenizer, train_shards, held_out = open_data(config, world)

@@ -113,8 +113,11 @@ class ComputeConfig:
         reduce_every_micro_batch: Reduce and reshard gradients after every micro-batch (least memory) instead of once a step
             (least communication).
         reshard_after_forward: Free a block's gathered parameters between its forward and its backward (FSDP2; ZeRO-3).
+        expert_parallel: Neighbouring ranks that share the experts among them: each computes its own, and tokens travel to
+            theirs. A divisor of the number of ranks and of model.experts; 1 gathers experts as all other weights. It changes
+            neither what a run computes nor its checkpoints, so a run may go on with another value.
         activation_checkpointing: `block` keeps only the input of each block and recomputes the rest in the backward.
-        compile: torch.compile of each block.
+        compile: torch.compile of each block. Its graph breaks at experts that are sharded.
         threads: CPU threads a process uses; None leaves the choice to torch (torchrun sets one a process).
     """
 
@@ -122,6 +125,7 @@ class ComputeConfig:
     reduce_dtype: Literal["float32", "bfloat16"] = "float32"
     reduce_every_micro_batch: bool = False
     reshard_after_forward: bool = True
+    expert_parallel: int = 1
     activation_checkpointing: Literal["none", "block"] = "none"
     compile: bool = False
     threads: int | None = None
@@ -219,7 +223,17 @@ class TrainConfig:
             self.checkpoint.keep_last >= 1,
             f"checkpoint.keep_last must be at least 1, but is {self.checkpoint.keep_last}: a resumable run needs one",
         )
-
+        ranks, experts = self.compute.expert_parallel, self.model.experts
+        _require(ranks >= 1, f"compute.expert_parallel must be at least 1, but is {ranks}")
+        if ranks > 1:
+            _require(
+                experts > 0,
+                f"compute.expert_parallel {ranks} needs a mixture of experts, but model.experts is 0: set it to 1",
+            )
+            _require(
+                experts % ranks == 0,
+                f"compute.expert_parallel {ranks} does not divide model.experts {experts}: use a divisor of it",
+            )
         if self.checkpoint.portable == "best":
             every, evaluate = self.checkpoint.every, self.evaluate.every
             _require(

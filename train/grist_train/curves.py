@@ -142,13 +142,32 @@ def _throughput(axes: Axes, metrics: Metrics, color: str, label: str) -> None:
 
 
 def _expert_load(axes: Axes, metrics: Metrics, color: str, label: str) -> None:
-    mean, worst = metrics.series("load_max_over_mean"), metrics.series("load_max_over_mean", max)
-    dead = metrics.series("dead_experts", sum).values
-    if mean.values:
-        ending = f"{label}: {dead[-1]:.0f} dead experts at the end" if dead else label
-        _draw_noisy(axes, mean, color, ending)
-        _draw(axes, Series(worst.steps, smooth(worst.values)), color, "_nolegend_", linestyle=":", linewidth=1.2)
+    _over_layers(axes, metrics, "load_max_over_mean", color, label)
     axes.set_title("busiest expert / mean load (dotted: worst layer)")
+
+
+def _load_variation(axes: Axes, metrics: Metrics, color: str, label: str) -> None:
+    _over_layers(axes, metrics, "load_cv", color, label)
+    axes.set_title("load, standard deviation / mean (dotted: worst layer)")
+
+
+def _over_layers(axes: Axes, metrics: Metrics, key: str, color: str, label: str) -> None:
+    mean, worst = metrics.series(key), metrics.series(key, max)
+    _draw_noisy(axes, mean, color, label)
+    _draw(axes, Series(worst.steps, smooth(worst.values)), color, "_nolegend_", linestyle=":", linewidth=1.2)
+    axes.set_ylim(bottom=0)
+
+
+def _router_entropy(axes: Axes, metrics: Metrics, color: str, label: str) -> None:
+    _draw_noisy(axes, metrics.series("router_entropy"), color, label)
+    axes.set_title("router entropy (nats, mean over layers)")
+
+
+def _dead_experts(axes: Axes, metrics: Metrics, color: str, label: str) -> None:
+    series = metrics.series("dead_experts", sum)
+    if series.values:
+        _draw(axes, series, color, f"{label}: {series.values[-1]:.0f} at the end", linewidth=1.0)
+    axes.set_title("experts without a token in the step, all layers")
 
 
 # One panel a line: (function that draws one run into it, the key whose absence in every run leaves the panel out).
@@ -159,11 +178,14 @@ PANELS = [
     (_gradient_norm, "grad_norm"),
     (_throughput, "tokens_per_second"),
     (_expert_load, "load_max_over_mean"),
+    (_load_variation, "load_cv"),
+    (_router_entropy, "router_entropy"),
+    (_dead_experts, "dead_experts"),
 ]
 
 
 def plot(metrics_path: str | Path | Mapping[str, str | Path], out_path: str | Path) -> Path:
-    """Draw loss, validation bits per byte, learning rate, gradient norm, tokens/s and expert load as one PNG.
+    """Draw loss, validation bits per byte, learning rate, gradient norm, tokens/s and the router's health as one PNG.
 
     Args:
         metrics_path: one `metrics.jsonl`, or a mapping of label to `metrics.jsonl` to lay several runs over each other.
@@ -202,7 +224,7 @@ def plot(metrics_path: str | Path | Mapping[str, str | Path], out_path: str | Pa
             draw(axes, metrics, f"C{number % 10}", label)
         axes.set_xlabel("step")
         axes.grid(alpha=0.25)
-        says_more = draw in (_bits_per_byte, _expert_load)
+        says_more = draw in (_bits_per_byte, _dead_experts)
         if (says_more or (index == 0 and len(runs) > 1)) and axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
     if len(runs) == 1:

@@ -10,17 +10,20 @@ import datetime
 import functools
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.utils.checkpoint import checkpoint as recompute
 
+from grist_model.moe import Experts
 from grist_train.allocator import keep_freed_memory
 from grist_train.config import ComputeConfig
+from grist_train.expert_parallel import distribute_experts, expert_mesh, shard_dimension
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -108,10 +111,12 @@ def compute_dtype(config: ComputeConfig, device: torch.device) -> torch.dtype:
 def prepare_blocks(model: nn.Module, config: ComputeConfig) -> None:
     """Per-block activation checkpointing and compilation; before `shard`, so that FSDP's hooks stay outside both."""
     for block in blocks(model):
+        # Compiled inside of the recomputation: torch runs all of a checkpointed call uncompiled, without a word, once there is
+        # a graph break in it, and the hooks of sharded experts are one.
+        forward = torch.compile(block.forward) if config.compile else block.forward
         if config.activation_checkpointing == "block":
-            block.forward = functools.partial(recompute, block.forward, use_reentrant=False)
-        if config.compile:
-            block.compile()
+            forward = functools.partial(recompute, forward, use_reentrant=False)
+        block.forward = forward
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
@@ -122,6 +127,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 def shard(model: nn.Module, world: World, config: ComputeConfig) -> None:
     """FSDP2: experts, then each block, then the rest (embedding, last norm, head), each its own unit of communication.
 
+    With `expert_parallel` a rank keeps its own experts, and only those are sharded further (grist_train.expert_parallel).
     One rank computing in float32 stays plain: there is nothing to shard and nothing to cast.
     """
     dtype = compute_dtype(config, world.device)
@@ -134,25 +140,48 @@ def shard(model: nn.Module, world: World, config: ComputeConfig) -> None:
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=DTYPES[config.reduce_dtype], cast_forward_inputs=False
     )
-    wrap = functools.partial(_fully_shard, mesh=mesh, policy=policy)
+    wrap = functools.partial(_fully_shard, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
+    all_experts = [module for module in model.modules() if isinstance(module, Experts)]
+    if config.expert_parallel > 1:
+        experts_mesh = expert_mesh(world.device.type, world.size, config.expert_parallel)
+        cut = functools.partial(shard_dimension, mesh=experts_mesh)
+        for experts in all_experts:
+            distribute_experts(experts, experts_mesh)
+            wrap(experts, mesh=experts_mesh["expert_data"], shard_placement_fn=cut)
+    else:
+        for experts in all_experts:
+            wrap(experts, mesh=mesh)
     for block in blocks(model):
-        experts = getattr(getattr(block, "mlp", None), "experts", None)
-        if experts is not None:
-            wrap(experts, reshard_after_forward=config.reshard_after_forward)
-        wrap(block, reshard_after_forward=config.reshard_after_forward)
+        wrap(block, mesh=mesh)
     # The loss reads the unembedding after `hidden` has returned, so the root keeps its parameters gathered until then.
-    wrap(model, reshard_after_forward=False)
+    wrap(model, mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(model, "hidden")
+    if config.expert_parallel > 1:
+        _prefetch(blocks(model), all_experts)
 
 
-def _fully_shard(
-    module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, reshard_after_forward: bool
-) -> None:
-    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
+def _prefetch(decoder_blocks: list[nn.Module], all_experts: list[Experts]) -> None:
+    """Let every block ask for the weights of its experts and of the next block before it computes.
+
+    FSDP2 otherwise asks when it comes to them, which is early enough only if the host runs ahead of the device; with expert
+    parallelism the host waits in every layer.
+    """
+    following = [*decoder_blocks[1:], None]
+    for block, experts, after in zip(decoder_blocks, all_experts, following, strict=True):
+        assert isinstance(block, FSDPModule)
+        block.set_modules_to_forward_prefetch([m for m in (experts, after) if isinstance(m, FSDPModule)])
+
+
+def _fully_shard(module: nn.Module, **options: Any) -> None:
+    """fully_shard with gradients that are summed over the ranks of its mesh.
+
+    The loss is already divided by the tokens of all ranks; an average would also be wrong by a different factor for experts,
+    whose mesh is smaller than that of the other parameters while their gradients come from as many tokens.
+    """
+    fully_shard(module, **options)
     assert isinstance(module, FSDPModule)
-    # The loss is already divided by the tokens of all ranks, so gradients are summed, not averaged. Gloo has no
-    # pre-multiplied sum, which a divide factor of 1 would otherwise ask for.
     module.set_gradient_divide_factor(1.0)
+    # Gloo has no pre-multiplied sum, which a divide factor of 1 would otherwise ask for.
     module.set_force_sum_reduction_for_comms(True)
 
 
@@ -189,7 +218,15 @@ def full_state_dict(model: nn.Module, world: World) -> dict[str, torch.Tensor]:
     """All parameters and buffers, whole, on the main rank's CPU (empty elsewhere). One tensor is gathered at a time."""
     state: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        whole = _gathered(tensor) if isinstance(tensor, DTensor) else tensor
         if world.is_main:
             state[name] = whole.detach().cpu()
     return state
+
+
+def _gathered(tensor: DTensor) -> torch.Tensor:
+    """The whole tensor, one mesh dimension after the other: `full_tensor` does the same with sharded experts, and warns."""
+    for dim in range(tensor.device_mesh.ndim):
+        placements = [Replicate()] * (dim + 1) + list(tensor.placements[dim + 1 :])
+        tensor = tensor.redistribute(placements=placements)
+    return tensor.to_local()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
 import torch
@@ -97,8 +98,8 @@ def _commit() -> str | None:
 class Metrics:
     """Rows of `metrics.jsonl`, TensorBoard scalars and the live bar; silent on ranks other than the first.
 
-    A row a step: `step, tokens, loss, grad_norm, lr, tokens_per_second, mfu, seconds`, and in a mixture of experts
-    `aux_loss, z_loss, router_entropy, load_max_over_mean, load_cv, dead_experts` (lists over layers).
+    A row a step: `step, tokens, loss, grad_norm, lr, tokens_per_second, mfu, seconds`, and in a mixture of experts those of
+    `router_health`.
     """
 
     def __init__(
@@ -156,29 +157,13 @@ class Metrics:
             }
             if self.rows is not None:
                 row |= {"tokens_per_second": round(rate, 1), "mfu": round(rate * self.flops_per_token / self.peak, 4)}
-                row |= self._router_row(values[2:])
+                if values[2:]:
+                    row |= router_health(values[2:], self.config.model.layers, self.config.model.experts)
                 self._write(row | {"seconds": round(self.seconds, 3)})
             require_finite(step, values[0], values[1])
         if self.rows is not None:
             self._show(self.pending[-1][0], steps, rate)
         self.pending.clear()
-
-    def _router_row(self, values: list[float]) -> dict[str, Any]:
-        if not values:
-            return {}
-        layers, experts = self.config.model.layers, self.config.model.experts
-        entropy, counts = values[2 : 2 + layers], values[2 + layers :]
-        load = [counts[i * experts : (i + 1) * experts] for i in range(layers)]
-        mean = [sum(c) / experts for c in load]
-        variance = [sum((x - m) ** 2 for x in c) / experts for c, m in zip(load, mean, strict=True)]
-        return {
-            "aux_loss": values[0],
-            "z_loss": values[1],
-            "router_entropy": sum(entropy) / layers,
-            "load_max_over_mean": [round(max(c) / m, 4) for c, m in zip(load, mean, strict=True)],
-            "load_cv": [round(v**0.5 / m, 4) for v, m in zip(variance, mean, strict=True)],
-            "dead_experts": [sum(x == 0 for x in c) for c in load],
-        }
 
     def validation(self, step: int, result: dict[str, Any]) -> None:
         """Record a held-out evaluation."""
@@ -238,6 +223,25 @@ class Metrics:
             elif isinstance(value, list):
                 for layer, item in enumerate(value):
                     self.writer.add_scalar(f"{name}/layer_{layer}", item, row["step"])
+
+
+def router_health(values: list[float], layers: int, experts: int) -> dict[str, Any]:
+    """The router's part of a row of `metrics.jsonl`, from what `loss.step_values` gives after loss and gradient norm.
+
+    `aux_loss`, `z_loss`: means over layers and tokens. `router_entropy`: nats, mean over layers and tokens; ln E when the
+    router is undecided. Lists over layers, of the step's assignments: `load_max_over_mean`, the busiest expert's against the
+    mean (1 is balance, E the worst); `load_cv`, their standard deviation over their mean; `dead_experts`, how many got none.
+    """
+    entropy_L, counts = values[2 : 2 + layers], values[2 + layers :]
+    load = [counts[i * experts : (i + 1) * experts] for i in range(layers)]
+    return {
+        "aux_loss": values[0],
+        "z_loss": values[1],
+        "router_entropy": sum(entropy_L) / layers,
+        "load_max_over_mean": [round(max(counts_E) / fmean(counts_E), 4) for counts_E in load],
+        "load_cv": [round(pstdev(counts_E) / fmean(counts_E), 4) for counts_E in load],
+        "dead_experts": [counts_E.count(0) for counts_E in load],
+    }
 
 
 def truncate_rows(path: Path, step: int, last_step: int) -> None:

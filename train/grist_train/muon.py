@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Placement
 
 # Odd quintics a x + b x^3 + c x^5, each the best for the interval the previous ones leave; the bound of the first is 1e-3, and
 # all are damped by 1.01 so that rounding cannot push a singular value out of the interval (Polar Express, algorithm 1).
@@ -66,7 +66,8 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised, with decoupled weight decay.
 
     Args:
-        params: Matrices (2-D) and stacks of matrices (3-D), plain or DTensor sharded on dimension 0.
+        params: Matrices (2-D) and stacks of matrices (3-D), plain or DTensor; of a stack the matrices may be sharded, their
+            rows, or either over a mesh dimension of its own.
         lr: Learning rate; the update is scaled by 0.2 * sqrt(max(rows, columns)), the root mean square of AdamW's.
         momentum, weight_decay, iterations: See `OptimizerConfig`.
     """
@@ -88,8 +89,11 @@ class Muon(torch.optim.Optimizer):
                     raise ValueError(
                         f"Muon takes matrices or stacks of matrices, but got a parameter of shape {tuple(p.shape)}"
                     )
-                if isinstance(p, DTensor) and any(isinstance(q, Shard) and q.dim != 0 for q in p.placements):
-                    raise ValueError(f"Muon needs parameters sharded on dimension 0, but got {p.placements}")
+                if isinstance(p, DTensor) and not all(_keeps_rows(q, p.ndim) for q in p.placements):
+                    raise ValueError(
+                        f"Muon needs stacks sharded by matrix and matrices sharded by rows, but got {p.placements} of a "
+                        f"parameter of shape {tuple(p.shape)}"
+                    )
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -125,36 +129,43 @@ def _local(tensor: torch.Tensor | None) -> torch.Tensor:
 def orthogonalize_all(params: list[torch.Tensor], updates: list[torch.Tensor], iterations: int) -> list[torch.Tensor]:
     """Orthogonalise each parameter's update; takes and returns this rank's part of every update.
 
-    A stack of expert matrices is sharded by expert, so each rank owns whole matrices and needs nobody. A single matrix is
-    sharded by rows: matrices of one shape are dealt out over the ranks, every rank gathers its own from all shards, works on
-    it, and sends the parts back, so that no matrix is computed twice.
+    A stack of expert matrices is usually sharded by expert, so each rank owns whole matrices and needs nobody. Matrices that
+    are sharded by rows are grouped by shape and dealt out over the ranks: every rank gathers its own from all shards, works
+    on them, and sends the parts back, so that no matrix is computed twice.
     """
     results: list[torch.Tensor | None] = [None] * len(params)
-    groups: dict[tuple, list[int]] = defaultdict(list)
+    whole: dict[tuple, list[int]] = defaultdict(list)
+    in_rows: dict[tuple, list[int]] = defaultdict(list)
     for i, p in enumerate(params):
-        group = _shard_group(p)
-        if group is None or p.ndim == 3:
-            groups[(None, tuple(updates[i].shape))].append(i)
-        else:
-            groups[(group, tuple(p.shape))].append(i)
-    for (group, _), members in groups.items():
-        ours = [updates[i] for i in members]
+        group = _row_group(p)
         if group is None:
-            done = _batched(ours, iterations)
+            whole[tuple(updates[i].shape)].append(i)
         else:
-            done = _dealt_out(ours, params[members[0]].shape[0], group, iterations)
-        for i, result in zip(members, done, strict=True):
+            in_rows[(group, tuple(p.shape[-2:]))].append(i)
+    for members in whole.values():
+        for i, result in zip(members, _batched([updates[i] for i in members], iterations), strict=True):
             results[i] = result
+    for (group, (rows, _)), members in in_rows.items():
+        stacks = [updates[i] if updates[i].ndim == 3 else updates[i][None] for i in members]
+        done = iter(_dealt_out([matrix for stack in stacks for matrix in stack], rows, group, iterations))
+        for i in members:
+            results[i] = torch.stack([next(done) for _ in updates[i]]) if updates[i].ndim == 3 else next(done)
     return [r for r in results if r is not None]
 
 
-def _shard_group(p: torch.Tensor) -> dist.ProcessGroup | None:
-    """The ranks that p's rows are spread over; None when this rank has all of them."""
+def _keeps_rows(placement: Placement, ndim: int) -> bool:
+    """Whether rows stay whole: a stack cut by matrix (by FSDP2's _StridedShard too, which is no Shard), or a cut into rows."""
+    by_matrix = ndim == 3 and getattr(placement, "dim", None) == 0
+    return placement.is_replicate() or by_matrix or placement.is_shard(ndim - 2)
+
+
+def _row_group(p: torch.Tensor) -> dist.ProcessGroup | None:
+    """The ranks that the rows of p's matrices are spread over; None when this rank has all rows of those it has."""
     if not isinstance(p, DTensor):
         return None
-    dims = [i for i, placement in enumerate(p.placements) if isinstance(placement, Shard)]
+    dims = [i for i, placement in enumerate(p.placements) if placement.is_shard(p.ndim - 2)]
     if len(dims) > 1:
-        raise ValueError(f"Muon supports one sharded mesh dimension, but got {p.placements}")
+        raise ValueError(f"Muon supports rows sharded over one mesh dimension, but got {p.placements}")
     if not dims or p.device_mesh.size(dims[0]) == 1:
         return None
     return p.device_mesh.get_group(dims[0])

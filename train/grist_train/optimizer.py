@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from grist_train.config import OptimizerConfig
 from grist_train.muon import Muon
@@ -63,7 +64,10 @@ def build(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimiz
     ]
     device = next(model.parameters()).device.type
     adamw = torch.optim.AdamW(
-        [g for g in groups if g["params"]], betas=config.betas, eps=config.eps, fused=device in ("cuda", "cpu", "mps")
+        [part for g in groups for part in _by_mesh(g)],
+        betas=config.betas,
+        eps=config.eps,
+        fused=device in ("cuda", "cpu", "mps"),
     )
     optimizers: list[torch.optim.Optimizer] = [adamw]
     if use_muon and by_role.matrices:
@@ -72,6 +76,14 @@ def build(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimiz
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
+
+
+def _by_mesh(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """A parameter group, cut so that its DTensors live on one mesh: AdamW's fused step takes them all in one operation."""
+    meshes: dict[DeviceMesh | None, list[torch.Tensor]] = defaultdict(list)
+    for p in group["params"]:
+        meshes[p.device_mesh if isinstance(p, DTensor) else None].append(p)
+    return [group | {"params": params} for params in meshes.values()]
 
 
 def set_learning_rate(
@@ -122,7 +134,7 @@ def _squared_norm(local: list[torch.Tensor], mesh: DeviceMesh | None, placements
     wide = torch.float32 if local[0].device.type == "mps" else torch.float64
     squared = torch.stack([torch.linalg.vector_norm(g, dtype=wide) for g in local]).square().sum()
     for dim, placement in enumerate(placements):
-        if isinstance(placement, Shard):
+        if not placement.is_replicate():  # Shard, and the _StridedShard of experts, which is no subclass of it
             assert mesh is not None
             dist.all_reduce(squared, group=mesh.get_group(dim))
     return squared

@@ -82,8 +82,10 @@ def announce(config: TrainConfig, world: World, model: nn.Module, step: int) -> 
     total, active = accounting.parameters(config.model), accounting.active_parameters(config.model)
     chosen = backend.describe(world.device.type)
     kernels = ", ".join(f"{op}: {how}" for op, how in chosen.items())
+    ranks = config.compute.expert_parallel
+    layout = f", {config.model.experts // ranks} of {config.model.experts} experts on each" if ranks > 1 else ""
     print(
-        f"{config.name}: {total:,} parameters, {active:,} active a token; {world.size} x {world.device.type}, "
+        f"{config.name}: {total:,} parameters, {active:,} active a token; {world.size} x {world.device.type}{layout}, "
         f"{str(compute_dtype(config.compute, world.device)).removeprefix('torch.')}\n"
         f"kernels: {kernels}\n"
         + (f"resuming at step {step} of {config.steps}" if step else f"{config.steps} steps into {config.run_dir}"),
