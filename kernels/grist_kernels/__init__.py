@@ -17,6 +17,7 @@ from grist_kernels.decode_attention import decode_attention
 from grist_kernels.grouped_matmul import grouped_matmul
 from grist_kernels.linear_cross_entropy import linear_cross_entropy
 from grist_kernels.moe import moe
+from grist_kernels.moe_mxfp4 import moe_mxfp4
 from grist_kernels.rms_norm import rms_norm
 from grist_kernels.rope import rope
 from grist_kernels.swiglu import swiglu
@@ -40,7 +41,7 @@ class Op:
         return import_module(f"grist_kernels.{self.name}.cases").CASES
 
 
-_DOORS = (rms_norm, rope, swiglu, attention, decode_attention, grouped_matmul, moe, linear_cross_entropy)
+_DOORS = (rms_norm, rope, swiglu, attention, decode_attention, grouped_matmul, moe, moe_mxfp4, linear_cross_entropy)
 OPS: dict[str, Op] = {door.__name__: Op(door.__name__, door) for door in _DOORS}
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "grouped_matmul",
     "linear_cross_entropy",
     "moe",
+    "moe_mxfp4",
     "ring_attention",
     "rms_norm",
     "rope",

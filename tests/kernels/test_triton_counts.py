@@ -90,7 +90,8 @@ def test_launches_and_allocations(op, name):
 
 
 def test_every_op_with_a_kernel_is_counted():
-    assert {op for op, _ in COUNTS} == set(backend.TRITON_OPS) - {"decode_attention"}  # test_triton_decode.py
+    elsewhere = {"decode_attention", "moe_mxfp4"}  # without gradients: test_triton_decode.py, test_triton_moe_mxfp4.py
+    assert {op for op, _ in COUNTS} == set(backend.TRITON_OPS) - elsewhere
 
 
 def test_evaluation_makes_no_gradients():

@@ -216,14 +216,15 @@ def test_grouped_matmul_operands_far_apart(strides):
 
 @pytest.mark.parametrize("strides", [(BIG, 16, 1), (16, BIG, 1), (16, 1, BIG)], ids=["experts", "rows", "columns"])
 def test_moe_operands_far_apart(strides):
+    bias_strides = (1, BIG) if strides[2] == BIG else (BIG, 1)
     arguments = {
         "x": strided((5, 16), (BIG, 1)),
         "expert_ids": torch.tensor([[0, 2], [2, 1], [2, 0], [0, 1], [1, 2]]),
         "expert_weights": torch.rand(5, 2),
         "w_gate_up": strided((3, 16, 16), strides, seed=1),
         "w_down": strided((3, 8, 16), strides, seed=2),
-        "b_gate_up": strided((3, 16), (1, BIG), seed=3),
-        "b_down": strided((3, 16), (BIG, 1), seed=4),
+        "b_gate_up": strided((3, 16), bias_strides, seed=3),
+        "b_down": strided((3, 16), bias_strides, seed=4),
     }
     compare("moe", arguments, ("x", "expert_weights", "w_gate_up", "w_down", "b_gate_up", "b_down"))
 
