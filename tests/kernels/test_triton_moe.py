@@ -268,3 +268,17 @@ def test_experts_without_rows_get_exactly_zero():
         idle = [e for e in range(8) if e != 5]
         assert not got[name][idle].any(), name
         assert got[name][5].any(), name
+
+
+def test_a_bad_token_spoils_its_own_experts_only():
+    """Lanes beyond an expert's rows read nothing: zero times NaN would be NaN."""
+    arguments = moe_arguments()
+    ids = torch.arange(63 * 4).view(63, 4) % 8
+    arguments |= {"expert_ids": ids, "expert_weights": arguments["expert_weights"].clone()}
+    arguments["expert_weights"][0] = float("nan")
+    got, _ = watched("moe", arguments, ("x", "w_gate_up", "w_down", "b_gate_up", "b_down"))
+    spoilt = [e in ids[0].tolist() for e in range(8)]
+    for name in ("d_w_gate_up", "d_w_down", "d_b_gate_up", "d_b_down"):
+        assert got[name].flatten(1).isnan().any(1).tolist() == spoilt, name
+    for name in ("out", "d_x"):
+        assert got[name].isnan().any(1).tolist() == [True] + [False] * 62, name

@@ -219,7 +219,7 @@ def test_moe_operands_far_apart(strides):
     bias_strides = (1, BIG) if strides[2] == BIG else (BIG, 1)
     arguments = {
         "x": strided((5, 16), (BIG, 1)),
-        "expert_ids": torch.tensor([[0, 2], [2, 1], [2, 0], [0, 1], [1, 2]]),
+        "expert_ids": torch.tensor([[0, 2], [2, 1], [2, 0], [0, 1], [1, 2]], dtype=torch.int32),
         "expert_weights": torch.rand(5, 2),
         "w_gate_up": strided((3, 16, 16), strides, seed=1),
         "w_down": strided((3, 8, 16), strides, seed=2),
@@ -275,6 +275,25 @@ def test_moe_backward_of_many_rows():
     assert_close("activation", act[-3:, -16:], 2.0 * activated.detach()[:, -16:], atol=1e-4)
 
 
+def test_moe_gradients_far_apart():
+    from grist_kernels.moe import triton_kernel
+
+    x, d_out = strided((5, 16), (BIG, 1)), strided((5, 16), (BIG, 1), seed=1)
+    ids, weights = torch.tensor([[0, 2], [2, 1], [2, 0], [0, 1], [1, 2]]), torch.rand(5, 2)
+    w_gate_up, w_down, b_down = torch.randn(3, 16, 16), torch.randn(3, 8, 16), torch.randn(3, 16)
+    options = (None, None, False)
+    _, *kept = triton_kernel._forward(x, ids, weights, w_gate_up, w_down, None, b_down, *options, True)
+    far, near = (
+        triton_kernel._backward(d, inputs, ids, weights, w_gate_up, w_down, b_down, *kept, *options, False)
+        for d, inputs in ((d_out, x), (d_out.contiguous(), x.contiguous()))
+    )
+    with sanitized():
+        watched = triton_kernel._backward(d_out, x, ids, weights, w_gate_up, w_down, b_down, *kept, *options, False)
+    for got, want, seen in zip(far, near, watched, strict=True):
+        assert torch.equal(got, want)
+        assert torch.equal(seen, want)
+
+
 def test_rows_far_apart_are_combined():
     from grist_kernels.moe.triton_kernel import _combine
 
@@ -282,6 +301,9 @@ def test_rows_far_apart_are_combined():
     with sanitized():
         out = _combine(rows, torch.tensor([LONG_ROWS - 1, 0], dtype=torch.int32), 2, 1, None)
     assert_close("out", out, rows[[LONG_ROWS - 1, 0]])
+    with sanitized(programs=ends(1)):
+        out = _combine(rows, torch.full((LONG_ROWS,), 2, dtype=torch.int32), LONG_ROWS, 1, None)
+    assert_close("last", out[-1, -64:], rows[2, -64:])
 
 
 def test_gradients_of_many_experts():

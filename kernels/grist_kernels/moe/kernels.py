@@ -186,7 +186,8 @@ def _d_hidden_kernel(
             parts[i], block * BLOCK_N + i * (BLOCK_N // PARTS), weight, rows, mine, h_ptr, d_h_ptr, act_ptr, alpha,
             limit, F, HAS_ALPHA, HAS_LIMIT, INTERLEAVED, BLOCK_N // PARTS, BLOCK_M,
         )  # fmt: skip
-    tl.store(partial_ptr + block.to(tl.int64) * n_rows + rows, share, mask=mine)
+    # In 32 bits: there are BLOCK_N times fewer shares than activations.
+    tl.store(partial_ptr + block * n_rows + rows, share, mask=mine)
 
 
 @triton.jit
@@ -223,8 +224,7 @@ def _d_weights_kernel(
     known = places >= 0
     total = tl.zeros((ROWS,), tl.float32)
     for number in range(n_partials):
-        share = tl.load(partial_ptr + tl.cast(number, tl.int64) * n_rows + places, mask=known, other=float("nan"))
-        total += share
+        total += tl.load(partial_ptr + number * n_rows + places, mask=known, other=float("nan"))
     if HAS_BIAS:
         experts = tl.load(ids_ptr + pairs, mask=known, other=0).to(tl.int64)
         d_rows = d_out_ptr + (pairs // ACTIVE).to(tl.int64)[:, None] * d_stride
