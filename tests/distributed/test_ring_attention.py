@@ -194,12 +194,29 @@ def check_subgroups(rank: int) -> None:
         ring_attention(x, x, x, group=groups[(rank + 1) % 2])
 
 
-def check_rank(rank: int, world: int, store: str) -> None:
+def join(rank: int, world: int, store: str) -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)  # fresh memory is NaN: a receive that is not waited for shows
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
     )
+
+
+def check_rank_with_kernels(rank: int, world: int, store: str) -> None:
+    """Pieces by the interpreted Triton kernels: what runs on a GPU, but for the messages."""
+    import interpreter_shim
+
+    interpreter_shim.install()
+    join(rank, world, store)
+    with backend.using("triton"):
+        check_equals_attention(Case("kernels", 35, B=1, dtype=torch.float32), world)
+        check_equals_attention(Case("kernels", 11, window=30, sinks=True, scale=0.3, dtype=torch.float32), world)
+        check_bfloat16(world)
+    dist.destroy_process_group()
+
+
+def check_rank(rank: int, world: int, store: str) -> None:
+    join(rank, world, store)
     for case in CASES:
         check_equals_attention(case, world)
     check_same_bits_again(world)
@@ -216,6 +233,11 @@ def check_rank(rank: int, world: int, store: str) -> None:
 @pytest.mark.parametrize("world", [2, 4])
 def test_ring_equals_attention_of_the_whole(tmp_path: Path, world):
     spawn(check_rank, args=(world, str(tmp_path / "store")), nprocs=world)
+
+
+@pytest.mark.skipif(not backend.INTERPRETING, reason="needs TRITON_INTERPRET=1, and triton")
+def test_ring_of_interpreted_kernels_equals_attention_of_the_whole(tmp_path: Path):
+    spawn(check_rank_with_kernels, args=(2, str(tmp_path / "store")), nprocs=2)
 
 
 def test_zigzag_pairs_the_first_chunk_with_the_last():

@@ -8,7 +8,7 @@ from assertions import assert_close
 
 from grist_kernels import OPS, backend
 from grist_kernels.cases import Case, expected, run
-from grist_tools.bench_kernels_case import inputs
+from grist_tools.bench_kernels_case import inputs, oracle
 
 pytestmark = pytest.mark.gpu
 
@@ -26,7 +26,7 @@ LARGE = {op.name: (op, case) for op, case in reversed(PAIRS) if case.large and o
 
 def check(function, op, case: Case, arguments: dict) -> None:
     got = run(function, arguments, case.gradients)
-    wanted = expected(op.reference, case, arguments)
+    wanted = expected(oracle(op, case), case, arguments)
     assert got.keys() == wanted.keys()
     for name, value in wanted.items():
         assert_close(f"{op.name} {case.name} {name}", got[name], value.want, allowed=value.allowed)
@@ -50,9 +50,35 @@ def test_same_bits_every_time(name):
     op, case = LARGE[name]
     arguments = inputs(case, torch.bfloat16, "cuda")
     first = run(op.door, arguments, case.gradients)
+    assert all(value.isfinite().all() and value.any() for value in first.values())
     for number in range(1, RUNS):
         for key, value in run(op.door, arguments, case.gradients).items():
             assert torch.equal(value, first[key]), f"{op.name} {case.name} {key} differs in run {number}"
+    torch.cuda.empty_cache()
+
+
+LARGE_ATTENTION = [
+    "gpt_oss_full", "gpt_oss_window", "head_width_128", "head_width_128_window", "head_width_128_documents",
+    "gpt_oss_documents_window",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LARGE_ATTENTION)
+def test_attention_gives_the_same_bits_every_time_lse_included(name):
+    """out, lse, dq, dk, dv and d_sinks, right and the same: with sinks and without, both head widths, windows, documents."""
+    op = OPS["attention"]
+    case = next(case for case in op.cases if case.name == name)
+    arguments = {**inputs(case, torch.bfloat16, "cuda"), "return_lse": True}
+    first = run(op.door, arguments, case.gradients)
+    names = {"out0", "out1", "d_q", "d_k", "d_v"} | ({"d_sinks"} if "sinks" in case.gradients else set())
+    assert first.keys() == names
+    for key, value in expected(oracle(op, case), case, arguments).items():
+        assert_close(f"{name} {key}", first[key], value.want, allowed=value.allowed)
+        assert first[key].any()
+    for number in range(1, RUNS):
+        torch.empty(2**26, device="cuda").fill_(float(number))  # other memory, other values in it, another cache
+        for key, value in run(op.door, arguments, case.gradients).items():
+            assert torch.equal(value, first[key]), f"{name} {key} differs in run {number}"
     torch.cuda.empty_cache()
 
 

@@ -11,7 +11,9 @@ import torch
 from assertions import assert_close
 
 from grist_kernels import OPS, attention, backend
+from grist_kernels.attention import launches
 from grist_kernels.cases import Case, expected, normal, run
+from grist_tools.kernel_recorder import recorded
 
 pytest.importorskip("triton")
 if not backend.INTERPRETING:
@@ -94,6 +96,18 @@ def test_every_pair_of_settings(T, group, window, sinks, H):
 @pytest.mark.parametrize("window", [None, 1, 5, 64])
 def test_documents(window, dtype):
     _check(_case(200, 4, window, True, 64, DOCUMENTS), dtype)
+
+
+def test_a_narrow_window_has_launches_of_its_own():
+    assert launches.row_name("dq", None) == launches.row_name("dq", launches.NARROW_WINDOW + 1) == "dq"
+    assert launches.row_name("dq", launches.NARROW_WINDOW) == "dq_window"
+    q = torch.empty(1, 4096, 64, 64, dtype=torch.bfloat16, device="meta")
+    grids = {}
+    for window in (None, 128):
+        with backend.using("triton"), recorded() as made:
+            attention(q, q[:, :, :8], q[:, :, :8], window=window)
+        grids[window] = made[0].grid
+    assert grids == {None: (64, 32), 128: (64, 64)}  # blocks of 128 queries, and of 64
 
 
 def test_one_visible_key_and_a_sink():

@@ -212,7 +212,7 @@ def test_a_candidate_that_does_not_fit_is_passed_over(small, monkeypatch, capsys
 
 
 @interpreted
-def test_the_call_that_launches_a_kernel_is_timed(small):
+def test_the_call_that_launches_a_kernel_is_timed(small, monkeypatch):
     (directions,) = small.timed
     call = tune_kernels_measure._call_with
     assert call("forward", directions, "rms_norm") is directions["forward"]
@@ -220,7 +220,15 @@ def test_the_call_that_launches_a_kernel_is_timed(small):
     assert call("sideways", directions, "rms_norm") is None
     with pytest.raises(ValueError, match="no timed call of rms_norm launches sideways"):
         small.time_ms("sideways", {})
-    assert call("forward", directions, "linear_cross_entropy") is directions["forward_backward"]
+    monkeypatch.setattr(tune_kernels_measure, "BY_DIFFERENCE", {"rms_norm"})
+    assert call("forward", directions, "rms_norm") is directions["forward_backward"]
+
+
+@interpreted
+def test_rows_are_tuned_whatever_function_they_launch(small):
+    """A narrow window has rows of its own for the kernels of every attention."""
+    of_attention = bench("attention", torch.float32, 64, rows=8, budget_ms=1.0, device="cpu")
+    assert of_attention.kernels() == set(backend.triton_kernel("attention").CANDIDATES)
 
 
 # The command.

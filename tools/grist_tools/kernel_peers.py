@@ -1,6 +1,7 @@
 """What else computes an op's result: PyTorch as written, PyTorch's own fused ops, torch.compile, Liger-Kernel if installed.
 
-An op has a function here (Liger-Kernel's are in kernel_peers_liger.py) that says which peers can do a given call.
+An op has a function here (attention's are in kernel_peers_attention.py, those of a mixture of experts in kernel_peers_moe.py,
+Liger-Kernel's in kernel_peers_liger.py) that says which peers can do a given call.
 Needs only torch.
 """
 
@@ -21,29 +22,53 @@ class Peer:
     """A function of an op's arguments that gives the op's results.
 
     note says what a reader of its times has to know. prepare makes the arguments that this peer is called with, before
-    anything is timed, where it needs others than the op's.
+    anything is timed, where it needs others than the op's. forward_only: it has no gradients, or not all of them.
+    absent says why it cannot run here, if so: then it is neither checked nor timed, and the reason stands in the row.
     """
 
     function: Callable[..., Any]
     note: str = ""
     prepare: Callable[[Arguments], Arguments] = dict
+    forward_only: bool = False
+    absent: str = ""
 
 
 Peers = dict[str, Peer]
 
 
+def absent(why: str) -> Peer:
+    """A peer that could do the call, but cannot run here."""
+
+    def missing(**_: Any) -> Any:
+        raise RuntimeError(f"this peer cannot run here: {why}")
+
+    return Peer(missing, absent=why)
+
+
 def peers(op, arguments: Arguments, *, all_of_them: bool) -> Peers:
     """Peers of one call by name: PyTorch as written ("eager") and its own fused ops; with all_of_them also torch.compile
-    and Liger-Kernel, where it is installed and can do the call."""
+    (for attention FlexAttention too) and Liger-Kernel, where it is installed and can do the call."""
     found: Peers = {"eager": Peer(_at_input_dtype(op.reference), "the formula in the type of its inputs throughout")}
-    if op.name in _OWN:
-        found |= _OWN[op.name](arguments)
-    if all_of_them:
-        from grist_tools import kernel_peers_liger
+    from grist_tools import kernel_peers_attention, kernel_peers_liger, kernel_peers_moe
 
+    own = _OWN | {
+        "attention": kernel_peers_attention.attention,
+        "decode_attention": kernel_peers_attention.decode_attention,
+        "grouped_matmul": kernel_peers_moe.grouped_matmul,
+        "moe": kernel_peers_moe.moe,
+        "moe_mxfp4": kernel_peers_moe.moe_mxfp4,
+    }
+    if op.name in own:
+        found |= own[op.name](arguments)
+    if all_of_them:
         torch._dynamo.reset()  # every case is compiled for its own shapes
-        compiled = torch.compile(op.reference, dynamic=False)
-        found["compile"] = Peer(compiled, "torch.compile of the reference: float32 inside, as ours")
+        if op.name not in kernel_peers_moe.LOOPS:
+            compiled = torch.compile(op.reference, dynamic=False)
+            found["compile"] = Peer(compiled, "torch.compile of the reference: float32 inside, as ours")
+        if op.name in kernel_peers_attention.FLEX:
+            found |= kernel_peers_attention.flex(op.name, arguments)
+        if op.name == "moe":
+            found |= kernel_peers_moe.moe_compiled(arguments)
         found |= kernel_peers_liger.peers(op.name, arguments)
     return found
 
@@ -83,28 +108,6 @@ def _swiglu(arguments: Arguments) -> Peers:
     return {"F.silu": Peer(silu_times_up)}
 
 
-def _attention(arguments: Arguments) -> Peers:
-    options = ("sinks", "window", "cu_seqlens")
-    if any(arguments.get(name) is not None for name in options) or arguments.get("return_lse"):
-        return {}
-
-    def sdpa(q, k, v, scale=None, **_):
-        q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-        return out.transpose(1, 2)
-
-    return {"SDPA": Peer(sdpa)}
-
-
-def _grouped_matmul(arguments: Arguments) -> Peers:
-    x, w, offsets = arguments["x"], arguments["w"], arguments["offsets"]
-    # F.grouped_mm wants rows of 16 bytes, leaves rows of nobody unwritten, and takes no bias.
-    aligned = all(width * x.element_size() % 16 == 0 for width in w.shape[1:])
-    if not aligned or x.shape[0] == 0 or x.shape[0] != int(offsets[-1]) or arguments.get("bias") is not None:
-        return {}
-    return {"F.grouped_mm": Peer(lambda x, w, offsets: F.grouped_mm(x, w, offs=offsets))}
-
-
 def _linear_cross_entropy(arguments: Arguments) -> Peers:
     if arguments.get("z_loss") or arguments.get("softcap"):
         return {}
@@ -127,7 +130,5 @@ def _linear_cross_entropy(arguments: Arguments) -> Peers:
 _OWN = {
     "rms_norm": _rms_norm,
     "swiglu": _swiglu,
-    "attention": _attention,
-    "grouped_matmul": _grouped_matmul,
     "linear_cross_entropy": _linear_cross_entropy,
 }

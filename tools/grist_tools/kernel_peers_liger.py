@@ -1,6 +1,6 @@
 """Liger-Kernel's Triton kernels as peers, each called as its authors do. They need CUDA and `pip install liger-kernel`.
 
-Written against liger-kernel 0.6. A later version that differs fails its check or raises, and the benchmark says so.
+Written against liger-kernel 0.8. A later version that differs fails its check or raises, and the benchmark says so.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from grist_tools import kernel_peers_moe
 from grist_tools.kernel_peers import Arguments, Peer, Peers
 
 
@@ -96,4 +97,5 @@ _PEERS = {
     "rope": _rope,
     "swiglu": _swiglu,
     "linear_cross_entropy": _linear_cross_entropy,
+    "moe": kernel_peers_moe.liger,
 }

@@ -72,7 +72,7 @@ def recorded(*, execute: bool = False) -> Iterator[list[Launch]]:
 
 
 @contextmanager
-def _rows_read(op: str) -> Iterator[set[tuple[str, int]]]:
+def rows_read(op: str) -> Iterator[set[tuple[str, int]]]:
     """(kernel, size) of the rows of an op's table that launches inside ask for."""
     found: set[tuple[str, int]] = set()
     before = launch.config
@@ -92,7 +92,7 @@ def _rows_read(op: str) -> Iterator[set[tuple[str, int]]]:
 def record(op: str, case: Case, dtype: torch.dtype, gpu: Target) -> tuple[list[Launch], set[tuple[str, int]]]:
     """The launches of a case on a GPU, forward and backward, and (kernel, size) of the table's rows that they read."""
     arguments = case.arguments(dtype, "meta")
-    with backend.using("triton"), launch.assuming(gpu), _rows_read(op) as rows, recorded() as launches:
+    with backend.using("triton"), launch.assuming(gpu), rows_read(op) as rows, recorded() as launches:
         run(OPS[op].door, arguments, case.gradients)
     return launches, rows
 

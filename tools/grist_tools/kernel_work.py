@@ -42,6 +42,8 @@ def work(op: str, arguments: dict[str, Any], gradients: tuple[str, ...], outputs
     read, written = _bytes(_tensors(arguments)), _bytes(outputs)
     if op == "decode_attention":
         read = _bytes([arguments["q"]]) + _visible_cache_bytes(arguments)
+    elif op in ("moe", "moe_mxfp4"):
+        read = _chosen_experts_bytes(arguments)
     elif op == "rope":
         read = _bytes([arguments["q"], arguments["k"]]) + _rope_table_bytes(arguments)
     flops = _FLOPS[op](arguments) if op in _FLOPS else 0.0
@@ -80,7 +82,19 @@ def _rope_table_bytes(arguments: dict[str, Any]) -> float:
     return tables * min(1.0, positions.numel() / arguments["cos"].shape[0]) + _bytes([positions])
 
 
-_BACKWARD_BYTES = {"rms_norm": _rms_norm_backward_bytes, "rope": _rope_backward_bytes}
+def _attention_backward_bytes(arguments: dict[str, Any]) -> float:
+    """Flash attention's: reads q, k, v, out, lse, d_out and sinks, and writes dq, dk, dv and d_sinks."""
+    q, sinks = arguments["q"], arguments.get("sinks")
+    inputs = [q, arguments["k"], arguments["v"], *([] if sinks is None else [sinks])]
+    lse = 4.0 * q.shape[:-1].numel()
+    return 2 * _bytes(inputs) + 2 * _bytes([q]) + lse
+
+
+_BACKWARD_BYTES = {
+    "rms_norm": _rms_norm_backward_bytes,
+    "rope": _rope_backward_bytes,
+    "attention": _attention_backward_bytes,
+}
 
 
 def _bytes(tensors: list[Tensor]) -> float:
@@ -125,6 +139,29 @@ def _moe(arguments: dict[str, Any]) -> float:
     return 6.0 * arguments["expert_ids"].numel() * D * F
 
 
+def _moe_mxfp4(arguments: dict[str, Any]) -> float:
+    return 3.0 * arguments["expert_ids"].numel() * arguments["x"].shape[1] * arguments["gate_up_blocks"].shape[1]
+
+
+_OF_EXPERTS = (
+    "w_gate_up",
+    "w_down",
+    "gate_up_blocks",
+    "gate_up_scales",
+    "down_blocks",
+    "down_scales",
+    "b_gate_up",
+    "b_down",
+)
+
+
+def _chosen_experts_bytes(arguments: dict[str, Any]) -> float:
+    """Everything but the weights of experts that no token chose."""
+    weights = [arguments[name] for name in _OF_EXPERTS if arguments.get(name) is not None]
+    idle = 1.0 - arguments["expert_ids"].unique().numel() / weights[0].shape[0]
+    return _bytes(_tensors(arguments)) - idle * _bytes(weights)
+
+
 def _linear_cross_entropy(arguments: dict[str, Any]) -> float:
     V, D = arguments["weight"].shape
     return 2.0 * arguments["targets"].numel() * V * D
@@ -135,5 +172,6 @@ _FLOPS = {
     "decode_attention": _decode_attention,
     "grouped_matmul": _grouped_matmul,
     "moe": _moe,
+    "moe_mxfp4": _moe_mxfp4,
     "linear_cross_entropy": _linear_cross_entropy,
 }

@@ -18,7 +18,7 @@ from grist_kernels.cases import Arguments, Case, Expected, expected, run
 from grist_kernels.launch import Config
 from grist_tools.bench_kernels_case import error_ratio, inputs
 from grist_tools.bench_kernels_times import BY_DIFFERENCE, DIRECTIONS, Calls, calls
-from grist_tools.kernel_recorder import recorded
+from grist_tools.kernel_recorder import rows_read
 from grist_tools.timing import Call, alternate
 
 MARGIN = 0.02  # of the formula's time: medians vary by about as much
@@ -56,11 +56,11 @@ class Bench:
     wrong: int = 0  # configurations so far
 
     def kernels(self) -> set[str]:
-        """The names of the kernels that a check launches."""
-        with recorded(execute=True) as launches:
+        """The kernels, as launch tables call them, that a check launches."""
+        with rows_read(self.op) as rows:
             for case, arguments, _ in self.checks:
                 run(OPS[self.op].door, arguments, case.gradients)
-        return {launched.name for launched in launches}
+        return {kernel for kernel, _ in rows}
 
     def time_ms(self, kernel: str, config: Config) -> float:
         """Median milliseconds of the calls that launch the kernel, added up; infinity if it does not fit or is wrong."""
@@ -99,9 +99,9 @@ def _call_with(kernel: str, directions: Calls, op: str) -> Call | None:
             continue
         if call.before is not None:
             call.before()
-        with recorded(execute=True) as launches:
+        with rows_read(op) as rows:
             call.work()
-        if any(launched.name == kernel for launched in launches):
+        if any(name == kernel for name, _ in rows):
             return call
     return None
 

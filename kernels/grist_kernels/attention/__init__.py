@@ -81,7 +81,7 @@ def attention(
     """
     _check(q, k, v, window, sinks, cu_seqlens)
     options = {"window": window, "sinks": sinks, "cu_seqlens": cu_seqlens, "scale": scale}
-    cannot = backend.cannot_take("attention", q, *(() if sinks is None else (sinks,)), limit=_limit(q, scale))
+    cannot = backend.cannot_take("attention", q, *(() if sinks is None else (sinks,)), limit=kernel_limit(q, scale))
     choice = backend.implementation("attention", q.device.type, cannot)
     if choice == "triton":
         return backend.triton_kernel("attention").attention(q, k, v, return_lse=return_lse, **options)
@@ -90,7 +90,8 @@ def attention(
     return reference.attention(q, k, v, return_lse=return_lse, **options)
 
 
-def _limit(q: Tensor, scale: float | None) -> str | None:
+def kernel_limit(q: Tensor, scale: float | None) -> str | None:
+    """Why the Triton kernels cannot take a call, if so."""
     if q.shape[-1] > MOST_HEAD_WIDTH:
         return f"attention's Triton kernel takes heads of at most {MOST_HEAD_WIDTH} columns, but q is {tuple(q.shape)}"
     if scale is not None and scale <= 0:

@@ -28,7 +28,9 @@ def _case(
     )
 
 
-def _packed(name: str, lengths: list[int], N: int, K: int, H: int, sinks: bool = False, **options) -> Case:
+def _packed(
+    name: str, lengths: list[int], N: int, K: int, H: int, sinks: bool = False, large: bool = False, **options
+) -> Case:
     def build(generator):
         ends = torch.tensor([0, *lengths]).cumsum(0).int()
         total = sum(lengths)
@@ -41,7 +43,9 @@ def _packed(name: str, lengths: list[int], N: int, K: int, H: int, sinks: bool =
         }
         return arguments | ({"sinks": normal(generator, N)} if sinks else {})
 
-    return Case(name, build, ("q", "k", "v", "sinks") if sinks else ("q", "k", "v"), gradient_factor=_FLASH)
+    return Case(
+        name, build, ("q", "k", "v", "sinks") if sinks else ("q", "k", "v"), gradient_factor=_FLASH, large=large
+    )
 
 
 def _views_of_qkv(generator):
@@ -57,12 +61,25 @@ def _heads_first(generator):
 
 
 def at_size(size: int, rows: int) -> list[Case]:
-    """Calls whose launches are those of heads of this width: with a window, sinks and packed documents, which need the most
-    registers; for the commonest width without them too."""
+    """Calls whose launches are those of heads of this width: packed documents with sinks, which need the most registers, with
+    and without a narrow window; narrower heads that are padded to this width, which are read through pointers everywhere; for
+    the commonest width calls without documents too."""
     half = rows // 2
-    packed = _packed(f"head_{size}_packed", [half, rows - half], 8, 1, size, sinks=True, window=min(128, half))
-    return [packed, _case(f"head_{size}", 1, rows, 8, 1, size)] if size == 64 else [packed]
+    lengths, window = [half, rows - half], min(128, half)
+    found = [
+        _packed(f"head_{size}_packed", lengths, 8, 1, size, sinks=True),
+        _packed(f"head_{size}_packed_window", lengths, 8, 1, size, sinks=True, window=window),
+    ]
+    if size <= 128:
+        found.append(_packed(f"head_{size - 16}_packed", lengths, 8, 1, size - 16, sinks=True))
+    if size == 64:
+        found.append(_case("head_64", 1, rows, 8, 1, size))
+        found.append(_case("head_64_window", 1, rows, 8, 1, size, sinks=True, window=window))
+    return found
 
+
+# 32,768 tokens of documents, a few long ones and many short ones, as text on the web is.
+_DOCUMENTS = [9000, 1, 517, 4096, 63, 128, 2047, 300, 5000, 1500, 4, 800, 6000, 250, 64, 1100, 31, 1867]
 
 CASES = [
     _case("one_token", 1, 1, 2, 1, 8, sinks=True),
@@ -82,6 +99,16 @@ CASES = [
     Case("views_of_qkv", _views_of_qkv, ("q", "k", "v"), gradient_factor=_FLASH),
     Case("heads_first", _heads_first, ("q", "k", "v"), gradient_factor=_FLASH),
     _case("gpt_oss_full", 1, 4096, 64, 8, 64, sinks=True, large=True),
+    _case("gpt_oss_full_8k", 1, 8192, 64, 8, 64, sinks=True, large=True),
+    _case("gpt_oss_full_32k", 1, 32768, 64, 8, 64, sinks=True, large=True),
     _case("gpt_oss_window", 1, 4096, 64, 8, 64, sinks=True, window=128, large=True),
+    _case("gpt_oss_window_8k", 1, 8192, 64, 8, 64, sinks=True, window=128, large=True),
+    _case("gpt_oss_window_32k", 1, 32768, 64, 8, 64, sinks=True, window=128, large=True),
+    _packed("gpt_oss_documents", _DOCUMENTS, 64, 8, 64, sinks=True, large=True),
+    _packed("gpt_oss_documents_window", _DOCUMENTS, 64, 8, 64, sinks=True, window=128, large=True),
     _case("head_width_128", 1, 4096, 32, 8, 128, large=True),
+    _case("head_width_128_8k", 1, 8192, 32, 8, 128, large=True),
+    _case("head_width_128_32k", 1, 32768, 32, 8, 128, large=True),
+    _case("head_width_128_window", 1, 8192, 32, 8, 128, window=128, large=True),
+    _packed("head_width_128_documents", _DOCUMENTS, 32, 8, 128, large=True),
 ]

@@ -65,6 +65,18 @@ def _tile(
 
 
 @triton.jit
+def _block(
+    x, batch, start, head, T, batch_stride, time_stride, head_stride,
+    MASKED: tl.constexpr, ROWS: tl.constexpr, H: tl.constexpr, HEAD: tl.constexpr, DESCRIPTORS: tl.constexpr,
+):  # fmt: skip
+    """_tile of a pointer, or of a descriptor of (batch, head, time, H), which needs no mask: what lies outside is zero."""
+    if DESCRIPTORS:
+        return x.load([batch, head, start, 0]).reshape([ROWS, HEAD])
+    else:  # noqa: RET505 - what follows a return is compiled all the same, and a descriptor is no pointer
+        return _tile(x, batch, start, head, T, batch_stride, time_stride, head_stride, MASKED, ROWS, H, HEAD)
+
+
+@triton.jit
 def _first_key(rows, bounds_ptr, T, offset, window, PACKED: tl.constexpr, HAS_WINDOW: tl.constexpr):
     """The first key that each query sees."""
     if PACKED:
@@ -90,7 +102,9 @@ def _key_range(
         low = tl.load(bounds_ptr + start) // BLOCK_K * BLOCK_K
         full_low = tl.cdiv(tl.load(bounds_ptr + last), BLOCK_K) * BLOCK_K
     elif HAS_WINDOW:
-        low = tl.maximum(start + offset - window + 1, 0) // BLOCK_K * BLOCK_K
+        first = tl.maximum(start + offset - window + 1, 0)
+        low = first // BLOCK_K * BLOCK_K
+        high = tl.where(first < high, high, low)  # all of these keys may be too old, and then none is read
         full_low = tl.cdiv(tl.maximum(last + offset - window + 1, 0), BLOCK_K) * BLOCK_K
     # Where no block is seen by all, the blocks before the (empty) inside are all there are.
     full_low = tl.minimum(full_low, tl.maximum(tl.cdiv(high, BLOCK_K) * BLOCK_K, low))
@@ -107,12 +121,12 @@ def _visible(rows, columns, first, T_keys, offset):
 def _forward_steps(
     acc, total, top, q, k, v, batch, head, rows, first, first_start, n_first, second_start, n_blocks, T_keys, offset,
     scale, k_batch, k_time, k_head, v_batch, v_time, v_head,
-    MASKED: tl.constexpr, H: tl.constexpr, HEAD: tl.constexpr, BLOCK_K: tl.constexpr,
+    MASKED: tl.constexpr, H: tl.constexpr, HEAD: tl.constexpr, BLOCK_K: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """The online softmax over n_first blocks of keys from first_start on, and the rest of n_blocks from second_start on."""
     for step in range(n_blocks):
         begin = tl.where(step < n_first, first_start + step * BLOCK_K, second_start + (step - n_first) * BLOCK_K)
-        k_tile = _tile(k, batch, begin, head, T_keys, k_batch, k_time, k_head, MASKED, BLOCK_K, H, HEAD)
+        k_tile = _block(k, batch, begin, head, T_keys, k_batch, k_time, k_head, MASKED, BLOCK_K, H, HEAD, DESCRIPTORS)
         scores = tl.dot(q, tl.trans(k_tile), input_precision="ieee")
         if MASKED:
             columns = begin + tl.arange(0, BLOCK_K)
@@ -122,7 +136,7 @@ def _forward_steps(
         p = tl.exp2(scores * scale - higher[:, None])
         shrink = tl.exp2(top - higher)
         total = total * shrink + tl.sum(p, 1)
-        v_tile = _tile(v, batch, begin, head, T_keys, v_batch, v_time, v_head, MASKED, BLOCK_K, H, HEAD)
+        v_tile = _block(v, batch, begin, head, T_keys, v_batch, v_time, v_head, MASKED, BLOCK_K, H, HEAD, DESCRIPTORS)
         acc = tl.dot(p.to(v_tile.dtype), v_tile, acc * shrink[:, None], input_precision="ieee")
         top = higher
     return acc, total, top
@@ -134,7 +148,7 @@ def _forward_kernel(
     T, T_keys, N, offset, window, scale,
     q_batch, q_time, q_head, k_batch, k_time, k_head, v_batch, v_time, v_head,
     GROUP: tl.constexpr, H: tl.constexpr, HEAD: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_WINDOW: tl.constexpr,
-    PACKED: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    PACKED: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     batch = tl.program_id(0) // N
     head = tl.program_id(0) % N
@@ -161,11 +175,11 @@ def _forward_kernel(
     after = tl.cdiv(tl.maximum(high - full_high, 0), BLOCK_K)
     acc, total, top = _forward_steps(
         acc, total, top, q_tile, k, v, batch, kv_head, rows, first, full_low, inside, full_low, inside, T_keys, offset, scale,
-        k_batch, k_time, k_head, v_batch, v_time, v_head, False, H, HEAD, BLOCK_K,
+        k_batch, k_time, k_head, v_batch, v_time, v_head, False, H, HEAD, BLOCK_K, DESCRIPTORS,
     )  # fmt: skip
     acc, total, top = _forward_steps(
         acc, total, top, q_tile, k, v, batch, kv_head, rows, first, low, before, full_high, before + after, T_keys, offset,
-        scale, k_batch, k_time, k_head, v_batch, v_time, v_head, True, H, HEAD, BLOCK_K,
+        scale, k_batch, k_time, k_head, v_batch, v_time, v_head, True, H, HEAD, BLOCK_K, DESCRIPTORS,
     )  # fmt: skip
     seen = total > 0.0  # a query before the first key sees nothing: zero, and -inf
     out = acc * tl.where(seen, 1.0 / tl.where(seen, total, 1.0), 0.0)[:, None]
@@ -181,12 +195,12 @@ def _forward_kernel(
 def _dq_steps(
     dq, q, d_out, lse, delta, k, v, batch, head, rows, first, first_start, n_first, second_start, n_blocks, T_keys, offset,
     scale, k_batch, k_time, k_head, v_batch, v_time, v_head,
-    MASKED: tl.constexpr, H: tl.constexpr, HEAD: tl.constexpr, BLOCK_K: tl.constexpr,
+    MASKED: tl.constexpr, H: tl.constexpr, HEAD: tl.constexpr, BLOCK_K: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     for step in range(n_blocks):
         begin = tl.where(step < n_first, first_start + step * BLOCK_K, second_start + (step - n_first) * BLOCK_K)
-        k_tile = _tile(k, batch, begin, head, T_keys, k_batch, k_time, k_head, MASKED, BLOCK_K, H, HEAD)
-        v_tile = _tile(v, batch, begin, head, T_keys, v_batch, v_time, v_head, MASKED, BLOCK_K, H, HEAD)
+        k_tile = _block(k, batch, begin, head, T_keys, k_batch, k_time, k_head, MASKED, BLOCK_K, H, HEAD, DESCRIPTORS)
+        v_tile = _block(v, batch, begin, head, T_keys, v_batch, v_time, v_head, MASKED, BLOCK_K, H, HEAD, DESCRIPTORS)
         p = tl.exp2(tl.dot(q, tl.trans(k_tile), input_precision="ieee") * scale - lse[:, None])
         if MASKED:
             columns = begin + tl.arange(0, BLOCK_K)
@@ -203,9 +217,10 @@ def _dq_kernel(
     T, T_keys, N, offset, window, scale,
     q_batch, q_time, q_head, k_batch, k_time, k_head, v_batch, v_time, v_head, d_batch, d_time, d_head, o_batch, o_time, o_head,
     GROUP: tl.constexpr, H: tl.constexpr, HEAD: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_D_LSE: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, PACKED: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    HAS_DELTA: tl.constexpr, HAS_WINDOW: tl.constexpr, PACKED: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
+    """HAS_DELTA: delta is given, and neither out nor d_lse is read."""
     batch = tl.program_id(0) // N
     head = tl.program_id(0) % N
     block = tl.num_programs(1) - 1 - tl.program_id(1)
@@ -217,12 +232,15 @@ def _dq_kernel(
         start, bounds_ptr, T, T_keys, offset, window, PACKED, HAS_WINDOW, BLOCK_Q, BLOCK_K
     )  # fmt: skip
     d_tile = _tile(d_out, batch, start, head, T, d_batch, d_time, d_head, True, BLOCK_Q, H, HEAD)
-    o_tile = _tile(out, batch, start, head, T, o_batch, o_time, o_head, True, BLOCK_Q, H, HEAD)
-    delta = tl.sum(d_tile.to(tl.float32) * o_tile.to(tl.float32), 1)
     stats = (batch * N + head).to(tl.int64) * T + rows
-    if HAS_D_LSE:
-        delta -= tl.load(d_lse_ptr + stats, mask=mask, other=0.0)
-    tl.store(delta_ptr + stats, delta, mask=mask)
+    if HAS_DELTA:
+        delta = tl.load(delta_ptr + stats, mask=mask, other=0.0)
+    else:
+        o_tile = _tile(out, batch, start, head, T, o_batch, o_time, o_head, True, BLOCK_Q, H, HEAD)
+        delta = tl.sum(d_tile.to(tl.float32) * o_tile.to(tl.float32), 1)
+        if HAS_D_LSE:
+            delta -= tl.load(d_lse_ptr + stats, mask=mask, other=0.0)
+        tl.store(delta_ptr + stats, delta, mask=mask)
     lse = tl.load(lse_ptr + stats, mask=mask, other=0.0)
     if HAS_SINKS:
         share = tl.exp2((tl.load(sink_ptr + head).to(tl.float32) - lse) * LOG2E) * delta
@@ -238,11 +256,11 @@ def _dq_kernel(
     after = tl.cdiv(tl.maximum(high - full_high, 0), BLOCK_K)
     dq = _dq_steps(
         dq, q_tile, d_tile, lse, delta, k, v, batch, kv_head, rows, first, full_low, inside, full_low, inside, T_keys, offset,
-        scale2, k_batch, k_time, k_head, v_batch, v_time, v_head, False, H, HEAD, BLOCK_K,
+        scale2, k_batch, k_time, k_head, v_batch, v_time, v_head, False, H, HEAD, BLOCK_K, DESCRIPTORS,
     )  # fmt: skip
     dq = _dq_steps(
         dq, q_tile, d_tile, lse, delta, k, v, batch, kv_head, rows, first, low, before, full_high, before + after, T_keys,
-        offset, scale2, k_batch, k_time, k_head, v_batch, v_time, v_head, True, H, HEAD, BLOCK_K,
+        offset, scale2, k_batch, k_time, k_head, v_batch, v_time, v_head, True, H, HEAD, BLOCK_K, DESCRIPTORS,
     )  # fmt: skip
     columns = tl.arange(0, HEAD)
     dq_rows = dq_ptr + (((batch.to(tl.int64) * T + rows) * N + head) * H)[:, None] + columns[None, :]
@@ -257,7 +275,8 @@ def _query_range(
     """(low, full_low, full_high, high): the queries that see a block of keys, and between full_low and full_high, in whole
     blocks of queries, those that see all of it."""
     last = tl.minimum(start + BLOCK_K, T_keys) - 1
-    low = tl.maximum(start - offset, 0) // BLOCK_Q * BLOCK_Q
+    first = tl.maximum(start - offset, 0)
+    low = first // BLOCK_Q * BLOCK_Q
     full_low = tl.cdiv(tl.maximum(start + BLOCK_K - 1 - offset, 0), BLOCK_Q) * BLOCK_Q
     high = T
     full_high = T
@@ -267,6 +286,7 @@ def _query_range(
     elif HAS_WINDOW:
         high = tl.minimum(tl.maximum(last - offset + window, 0), T)
         full_high = tl.minimum(tl.maximum(start - offset + window, 0), T)
+    high = tl.where(first < high, high, low)  # all of these queries may be too early, and then none is read
     full_high = full_high // BLOCK_Q * BLOCK_Q
     full_low = tl.minimum(full_low, tl.maximum(tl.cdiv(high, BLOCK_Q) * BLOCK_Q, low))
     return low, full_low, tl.maximum(full_high, full_low), high
@@ -277,7 +297,7 @@ def _dkv_steps(
     dk, dv, k, v, q, d_out, lse_ptr, delta_ptr, bounds_ptr, batch, kv_head, columns, first_start, n_first,
     second_start, n_blocks, T, T_keys, N, offset, window, scale, q_batch, q_time, q_head, d_batch, d_time, d_head,
     MASKED: tl.constexpr, PACKED: tl.constexpr, HAS_WINDOW: tl.constexpr, GROUP: tl.constexpr,
-    H: tl.constexpr, HEAD: tl.constexpr, BLOCK_Q: tl.constexpr,
+    H: tl.constexpr, HEAD: tl.constexpr, BLOCK_Q: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """For every query head of the group: n_first blocks of queries from first_start on, the rest from second_start on. One
     loop for all of it: loads run ahead from one head into the next."""
@@ -287,14 +307,14 @@ def _dkv_steps(
         begin = tl.where(block < n_first, first_start + block * BLOCK_Q, second_start + (block - n_first) * BLOCK_Q)
         rows = begin + tl.arange(0, BLOCK_Q)
         stats = (batch * N + head).to(tl.int64) * T
-        q_tile = _tile(q, batch, begin, head, T, q_batch, q_time, q_head, MASKED, BLOCK_Q, H, HEAD)
+        q_tile = _block(q, batch, begin, head, T, q_batch, q_time, q_head, MASKED, BLOCK_Q, H, HEAD, DESCRIPTORS)
         lse = tl.load(lse_ptr + stats + rows, mask=rows < T, other=0.0) * LOG2E
         p = tl.exp2(tl.dot(k, tl.trans(q_tile), input_precision="ieee") * scale - lse[None, :])
         if MASKED:
             first = _first_key(rows, bounds_ptr, T, offset, window, PACKED, HAS_WINDOW)
             visible = _visible(rows[None, :], columns[:, None], first[None, :], T_keys, offset) & (rows < T)[None, :]
             p = tl.where(visible, p, 0.0)
-        d_tile = _tile(d_out, batch, begin, head, T, d_batch, d_time, d_head, MASKED, BLOCK_Q, H, HEAD)
+        d_tile = _block(d_out, batch, begin, head, T, d_batch, d_time, d_head, MASKED, BLOCK_Q, H, HEAD, DESCRIPTORS)
         dv = tl.dot(p.to(d_tile.dtype), d_tile, dv, input_precision="ieee")
         delta = tl.load(delta_ptr + stats + rows, mask=rows < T, other=0.0)
         dp = tl.dot(v, tl.trans(d_tile), input_precision="ieee")
@@ -309,7 +329,7 @@ def _dkv_kernel(
     T, T_keys, N, K, offset, window, scale,
     q_batch, q_time, q_head, k_batch, k_time, k_head, v_batch, v_time, v_head, d_batch, d_time, d_head,
     GROUP: tl.constexpr, H: tl.constexpr, HEAD: tl.constexpr, HAS_WINDOW: tl.constexpr, PACKED: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     batch = tl.program_id(0) // K
     kv_head = tl.program_id(0) % K
@@ -329,12 +349,12 @@ def _dkv_kernel(
     dk, dv = _dkv_steps(
         dk, dv, k_tile, v_tile, q, d_out, lse_ptr, delta_ptr, first_ptr, batch, kv_head, columns, low, before, full_high,
         before + after, T, T_keys, N, offset, window, scale2, q_batch, q_time, q_head, d_batch, d_time, d_head,
-        True, PACKED, HAS_WINDOW, GROUP, H, HEAD, BLOCK_Q,
+        True, PACKED, HAS_WINDOW, GROUP, H, HEAD, BLOCK_Q, DESCRIPTORS,
     )  # fmt: skip
     dk, dv = _dkv_steps(
         dk, dv, k_tile, v_tile, q, d_out, lse_ptr, delta_ptr, first_ptr, batch, kv_head, columns, full_low, inside, full_low,
         inside, T, T_keys, N, offset, window, scale2, q_batch, q_time, q_head, d_batch, d_time, d_head,
-        False, PACKED, HAS_WINDOW, GROUP, H, HEAD, BLOCK_Q,
+        False, PACKED, HAS_WINDOW, GROUP, H, HEAD, BLOCK_Q, DESCRIPTORS,
     )  # fmt: skip
     head_columns = tl.arange(0, HEAD)
     rows = (((batch.to(tl.int64) * T_keys + columns) * K + kv_head) * H)[:, None] + head_columns[None, :]

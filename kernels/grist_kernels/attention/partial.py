@@ -14,6 +14,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from grist_kernels import backend
+from grist_kernels.attention import kernel_limit
 from grist_kernels.precision import upcast
 
 _BLOCK = 128  # queries whose scores are in memory at once; on a CPU 64 to 256 are about equally fast, more is slower
@@ -27,6 +29,9 @@ def partial_attention(
     out is normalised over these keys alone, and lse the natural logarithm of its softmax denominator: pieces are merged with
     weights exp(lse - lse of the whole). A query that sees nothing gets out 0 and lse -inf.
     """
+    if _by_triton(q, scale):
+        kernel = backend.triton_kernel("attention")
+        return kernel.forward(q, k, v, None, None, window, _scale(scale, q.shape[-1]), offset, torch.float32)
     B, T, N, H = q.shape
     q_BTKGH, k, v = _grouped(q, k), upcast(k), upcast(v)
     out_BTKGH = q_BTKGH.new_zeros(q_BTKGH.shape)
@@ -57,6 +62,24 @@ def partial_attention_backward(
     d_out * out, with the out of the whole. Then p = exp(s - lse) are the probabilities of the whole, and
     ds = p * (d_out . v - delta).
     """
+    if _by_triton(q, scale):
+        *gradients, _ = backend.triton_kernel("attention").backward(
+            d_out,
+            None,
+            q,
+            k,
+            v,
+            None,
+            None,
+            lse,
+            None,
+            window,
+            _scale(scale, q.shape[-1]),
+            offset,
+            delta,
+            torch.float32,
+        )
+        return tuple(gradients)
     _, T, N, H = q.shape
     K = k.shape[2]
     q_BTKGH, k, v, d_out_BTKGH = _grouped(q, k), upcast(k), upcast(v), _grouped(d_out, k)
@@ -72,6 +95,11 @@ def partial_attention_backward(
         dk[:, keys] += torch.einsum("bkgts,btkgh->bskh", d_s_BKGTS, q_BTKGH[:, queries])
         dv[:, keys] += torch.einsum("bkgts,btkgh->bskh", p_BKGTS, d_out_BTKGH[:, queries])
     return dq_BTKGH.view(q.shape), dk, dv
+
+
+def _by_triton(q: Tensor, scale: float | None) -> bool:
+    cannot = backend.cannot_take("attention", q, limit=kernel_limit(q, scale))
+    return backend.implementation("attention", q.device.type, cannot) == "triton"
 
 
 def _grouped(x_BTNH: Tensor, k: Tensor) -> Tensor:

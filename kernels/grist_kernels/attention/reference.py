@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from grist_kernels.precision import upcast
 
@@ -33,9 +34,39 @@ def attention(
     return (out_BTNH, lse_BNT) if return_lse else out_BTNH
 
 
-def causal_mask(time: int, window: int | None, cu_seqlens: Tensor | None, device: torch.device) -> Tensor:
-    """(T, T) boolean: may query i (row) see key j (column)?"""
-    i, j = torch.arange(time, device=device)[:, None], torch.arange(time, device=device)[None, :]
+def attention_in_blocks(
+    q: Tensor, k: Tensor, v: Tensor, *, block: int = 256, **options
+) -> Tensor | tuple[Tensor, Tensor]:
+    """attention, the same formula, with the scores of `block` queries at a time in memory instead of T: for long sequences.
+
+    Backward computes a block's scores again. Takes the arguments of attention.
+    """
+    cu_seqlens, return_lse = options.get("cu_seqlens"), options.get("return_lse", False)
+    sinks, scale = options.get("sinks"), options.get("scale")
+    if q.dim() == 3:
+        q, k, v = q[None], k[None], v[None]
+
+    def part(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, start: int) -> tuple[Tensor, Tensor]:
+        visible = causal_mask(k.shape[1], options.get("window"), cu_seqlens, q.device, start)
+        return masked_attention(q, k, v, visible, sinks, scale)
+
+    parts: list[tuple[Tensor, Tensor]] = []
+    for start in range(0, q.shape[1], block):
+        end = start + block
+        parts.append(
+            checkpoint(part, q[:, start:end], k[:, :end], v[:, :end], sinks, start, use_reentrant=False)  # type: ignore[arg-type]
+        )
+    out_BTNH, lse_BNT = torch.cat([out for out, _ in parts], 1), torch.cat([lse for _, lse in parts], 2)
+    if cu_seqlens is not None:
+        out_BTNH, lse_BNT = out_BTNH[0], lse_BNT[0]
+    return (out_BTNH, lse_BNT) if return_lse else out_BTNH
+
+
+def causal_mask(
+    time: int, window: int | None, cu_seqlens: Tensor | None, device: torch.device, start: int = 0
+) -> Tensor:
+    """(T - start, T) boolean: may query i (row, from start on) see key j (column)?"""
+    i, j = torch.arange(start, time, device=device)[:, None], torch.arange(time, device=device)[None, :]
     visible = j <= i
     if window is not None:
         visible = visible & (i - j < window)
@@ -43,7 +74,7 @@ def causal_mask(time: int, window: int | None, cu_seqlens: Tensor | None, device
         document_T = torch.searchsorted(
             cu_seqlens, torch.arange(time, device=device, dtype=cu_seqlens.dtype), right=True
         )
-        visible = visible & (document_T[:, None] == document_T[None, :])
+        visible = visible & (document_T[start:, None] == document_T[None, :])
     return visible
 
 

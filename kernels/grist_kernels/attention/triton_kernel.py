@@ -7,12 +7,14 @@ the last; packed sequences are B = 1 with bounds for each token. Memory beyond i
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from grist_kernels import launch
 from grist_kernels.attention.kernels import _bounds_kernel, _dkv_kernel, _dq_kernel, _forward_kernel
-from grist_kernels.attention.launches import BUDGETS, CANDIDATES, FORMULAS, SIZES, padded_width, size_bucket
+from grist_kernels.attention.launches import BUDGETS, CANDIDATES, FORMULAS, SIZES, padded_width, row_name, size_bucket
 from grist_kernels.column_sums import sum_rows
 from grist_kernels.launch import Config, cdiv
 from grist_kernels.two_faces import differentiable, faces
@@ -35,20 +37,21 @@ def token_bounds(cu_seqlens: Tensor, T: int, window: int | None) -> Tensor:
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, bounds: Tensor | None, window: int | None, scale: float,
-    offset: int = 0,
+    offset: int = 0, dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """q (B, T, N, H), k and v (B, T_keys, K, H) -> out (B, T, N, H) in q's type, lse (B, N, T) float32.
+    """q (B, T, N, H), k and v (B, T_keys, K, H) -> out (B, T, N, H) in q's type or dtype, lse (B, N, T) float32.
 
     Query i stands at position i + offset among the keys. bounds: as token_bounds makes them, the window included.
     """
     (q, q_strides), (k, k_strides), (v, v_strides) = (_strided(x) for x in (q, k, v))
     B, T, N, _ = q.shape
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    out = torch.empty(q.shape, dtype=dtype or q.dtype, device=q.device)
     lse = torch.empty((B, N, T), dtype=torch.float32, device=q.device)
-    config = _config("forward", q)
+    config = _config("forward", q, window)
+    config, (k_rows, v_rows) = _described(config, config["BLOCK_K"], k, v)
     launch.run(
         _forward_kernel, (B * N, cdiv(T, config["BLOCK_Q"])), q.device,
-        q, k, v, out, lse, lse if sinks is None else sinks, lse if bounds is None else bounds[0],
+        q, k_rows, v_rows, out, lse, lse if sinks is None else sinks, lse if bounds is None else bounds[0],
         T, k.shape[1], N, offset, window or 0, float(scale), *q_strides, *k_strides, *v_strides,
         HAS_SINKS=sinks is not None, **_constants(q, k, bounds, window), **config,
     )  # fmt: skip
@@ -56,40 +59,71 @@ def forward(
 
 
 def backward(
-    d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, out: Tensor, lse: Tensor,
-    bounds: Tensor | None, window: int | None, scale: float, offset: int = 0,
+    d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, out: Tensor | None,
+    lse: Tensor, bounds: Tensor | None, window: int | None, scale: float, offset: int = 0,
+    delta: Tensor | None = None, dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Gradients of q, k, v and sinks, as forward takes them, from those of out and lse."""
-    tensors = [_strided(x) for x in (q, k, v, d_out, out)]
-    (q, q_strides), (k, k_strides), (v, v_strides), (d_out, d_strides), (out, o_strides) = tensors
+    """Gradients of q, k, v and sinks, as forward takes them, from those of out and lse; in their own types or dtype.
+
+    out, or instead of it delta (B, N, T) float32: the row sums of d_out * out, less d_lse.
+    """
+    tensors = [_strided(x) for x in (q, k, v, d_out, d_out if out is None else out)]
+    (q, q_strides), (k, k_strides), (v, v_strides), (d_out, d_strides), (out_or_any, o_strides) = tensors
     (B, T, N, _), (T_keys, K) = q.shape, k.shape[1:3]
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    delta = torch.empty(lse.shape, dtype=torch.float32, device=q.device)
+    dq, dk, dv = (torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device) for x in (q, k, v))
+    has_delta = delta is not None
+    delta = delta.contiguous() if has_delta else torch.empty(lse.shape, dtype=torch.float32, device=q.device)
+    lse = lse.contiguous()
     constants = _constants(q, k, bounds, window)
-    config = _config("dq", q)
+    config = _config("dq", q, window)
+    config, (k_rows, v_rows) = _described(config, config["BLOCK_K"], k, v)
     blocks = cdiv(T, config["BLOCK_Q"])
     shares = None if sinks is None else torch.empty((B * blocks, N), dtype=torch.float32, device=q.device)
     launch.run(
         _dq_kernel, (B * N, blocks), q.device,
-        q, k, v, d_out, out, lse if d_lse is None else d_lse.contiguous(), lse, delta, lse if sinks is None else sinks,
-        lse if shares is None else shares, dq, lse if bounds is None else bounds[0],
+        q, k_rows, v_rows, d_out, out_or_any, lse if d_lse is None else d_lse.contiguous(), lse, delta,
+        lse if sinks is None else sinks, lse if shares is None else shares, dq, lse if bounds is None else bounds[0],
         T, T_keys, N, offset, window or 0, float(scale), *q_strides, *k_strides, *v_strides, *d_strides, *o_strides,
-        HAS_SINKS=sinks is not None, HAS_D_LSE=d_lse is not None, **constants, **config,
+        HAS_SINKS=sinks is not None, HAS_D_LSE=d_lse is not None, HAS_DELTA=has_delta, **constants, **config,
     )  # fmt: skip
-    config = _config("dkv", q)
+    config = _config("dkv", q, window)
+    config, (q_rows, d_rows) = _described(config, config["BLOCK_Q"], q, d_out)
     first, beyond = (lse, lse) if bounds is None else (bounds[0], bounds[1])
     launch.run(
         _dkv_kernel, (B * K, cdiv(T_keys, config["BLOCK_K"])), q.device,
-        q, k, v, d_out, lse, delta, dk, dv, first, beyond,
+        q_rows, k, v, d_rows, lse, delta, dk, dv, first, beyond,
         T, T_keys, N, K, offset, window or 0, float(scale), *q_strides, *k_strides, *v_strides, *d_strides,
         **constants, **config,
     )  # fmt: skip
     return dq, dk, dv, None if sinks is None or shares is None else sum_rows(shares, sinks.dtype)
 
 
-def _config(kernel: str, q: Tensor) -> Config:
-    size = size_bucket(q.shape[-1])
-    return launch.config("attention", kernel, launch.target(q.device), q.dtype, size, FORMULAS[kernel])
+def _config(kernel: str, q: Tensor, window: int | None) -> Config:
+    row = row_name(kernel, window)
+    return launch.config("attention", row, launch.target(q.device), q.dtype, size_bucket(q.shape[-1]), FORMULAS[row])
+
+
+def _described(config: Config, block: int, *tensors: Tensor) -> tuple[Config, tuple[Any, ...]]:
+    """The launch, and what it gets for tensors (B, T, heads, H) that it reads in blocks of rows: descriptors, if the table asks
+    for them (DESCRIPTORS) and the hardware takes all of these tensors, else the tensors."""
+    if not config["DESCRIPTORS"] or not all(_describable(x) for x in tensors):
+        return {**config, "DESCRIPTORS": 0}, tensors
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    def described(x: Tensor) -> TensorDescriptor:
+        B, T, heads, H = x.shape
+        strides = [x.stride(0), x.stride(2), x.stride(1), 1]
+        return TensorDescriptor(x, [B, heads, T, H], strides, [1, 1, block, H])
+
+    return config, tuple(described(x) for x in tensors)
+
+
+def _describable(x: Tensor) -> bool:
+    """Bulk copies want rows of a power of two columns, and addresses and strides of whole 16 bytes (CUDA driver API,
+    cuTensorMapEncodeTiled)."""
+    H, unit = x.shape[-1], 16 // x.element_size()
+    fitting = all(stride > 0 and stride % unit == 0 for stride in x.stride()[:-1])
+    return fitting and padded_width(H) == H and x.numel() > 0 and x.data_ptr() % 16 == 0
 
 
 def _constants(q: Tensor, k: Tensor, bounds: Tensor | None, window: int | None) -> dict[str, int]:
