@@ -236,7 +236,7 @@ def _make(config: PrepareConfig, out: Path, settings: dict[str, Any]) -> None:
     job = Job(out, tokenizer, encoding, split)
     encode_units(_documents(config), survey, job, journal)
     splits = join_parts(job, journal, config.shard_tokens)
-    write_manifest(out, splits, _tokenizer_facts(tokenizer), _facts(config, settings, survey, job))
+    write_manifest(out, splits, tokenizer_facts(tokenizer), _facts(config, settings, survey, job))
     _remove_parts(out)
     _say_finished(out, splits, time.monotonic() - began)
 
@@ -310,7 +310,7 @@ def _training_texts(config: PrepareConfig, survey: Survey, split: Split) -> Iter
                     yield piece
 
 
-def _tokenizer_facts(tokenizer: Tokenizer) -> dict[str, Any]:
+def tokenizer_facts(tokenizer: Tokenizer) -> dict[str, Any]:
     import tokenizers
 
     return {
