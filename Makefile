@@ -19,6 +19,8 @@ NODE_RANK ?= 0
 RDZV ?=
 # Tests that `make test-gpu` collects: those of the kernels need no package beside torch, triton, numpy and pytest.
 GPU_TESTS ?= $(if $(filter 1,$(SETUP)),tests,tests/kernels)
+# Processes that share the tests, by files: as many as there are cores, up to 8. TEST_JOBS=0: this process alone.
+TEST_JOBS ?= $(if $(filter 1,$(SETUP)),logical,0)
 # What the tools read and write.
 MODEL ?= runs/$(RUN)/model
 FORMAT ?= bf16
@@ -38,6 +40,7 @@ LAUNCH = $(PYTHON)
 else
 LAUNCH = $(PYTHON) -m torch.distributed.run --nproc_per_node $(NPROC) $(RENDEZVOUS)
 endif
+PARALLEL := $(if $(filter-out 0,$(TEST_JOBS)),-n $(TEST_JOBS) --maxprocesses 8 --dist loadfile)
 ifeq ($(SETUP),1)
 READY := $(VENV)/.ready
 endif
@@ -64,7 +67,7 @@ train: setup  ## text to a sampled, evaluated, exported model (RUN, CONFIG, ARGS
 	exec $(LAUNCH) -m grist_train --config $(CONFIG) $(ARGS)
 
 test: setup  ## everything that a CPU can prove; Triton's kernels are interpreted, and built for four GPUs
-	TRITON_INTERPRET=1 $(PYTHON) -m pytest -q -m "not gpu" $(ARGS)
+	TRITON_INTERPRET=1 $(PYTHON) -m pytest -q -m "not gpu" $(PARALLEL) $(ARGS)
 
 test-gpu: setup  ## the same operations on CUDA (SETUP=0 needs torch, triton, numpy and pytest alone)
 	TRITON_INTERPRET=0 $(PYTHON) -m pytest -q -m gpu $(GPU_TESTS) $(ARGS)
