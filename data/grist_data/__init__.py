@@ -15,7 +15,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from grist_data.batches import Batch, Batches, evaluation_batches
+    from grist_data.batch import Batch
+    from grist_data.batches import Batches
+    from grist_data.evaluation import evaluation_batches
+    from grist_data.mixture import Mixture, Stage
     from grist_data.prepare import PrepareConfig, prepare
     from grist_data.shards import Shards
     from grist_data.sources import SOURCES, Document
@@ -28,9 +31,11 @@ _HOME = {
     "PrepareConfig": "prepare",
     "prepare": "prepare",
     "Shards": "shards",
-    "Batch": "batches",
+    "Batch": "batch",
     "Batches": "batches",
-    "evaluation_batches": "batches",
+    "Mixture": "mixture",
+    "Stage": "mixture",
+    "evaluation_batches": "evaluation",
 }
 
 __all__ = [
@@ -38,8 +43,10 @@ __all__ = [
     "Batch",
     "Batches",
     "Document",
+    "Mixture",
     "PrepareConfig",
     "Shards",
+    "Stage",
     "Tokenizer",
     "evaluation_batches",
     "prepare",

@@ -1,6 +1,7 @@
-"""Which tokens sample number i of a run is made of: arithmetic on (seed, i), with nothing drawn and nothing stored.
+"""Which tokens sample number i of a source is made of: arithmetic on (seed, i), with nothing drawn and nothing stored.
 
-Position i -> epoch and place in it -> a keyed permutation -> window. World size, batch size and accumulation do not occur.
+Number i -> epoch and place in it -> a keyed permutation -> window. World size, batch size and accumulation do not occur.
+How several sources take turns is in stages.py.
 """
 
 from __future__ import annotations
@@ -43,18 +44,19 @@ class Windows:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def offsets(self, ids: np.ndarray, phase: int) -> np.ndarray:
-        """First token of each window, int64, numbered through the split. phase: the epoch's shift, any integer >= 0."""
+        """First token of each window, int64, numbered through the split. phase: the epoch's shift, in [0, 2^64)."""
         shard = np.searchsorted(self._ends, ids, side="right")
         index = ids - np.where(shard > 0, self._ends[shard - 1], 0)
-        shift = np.array([phase % (int(slack) + 1) for slack in self._slack], np.int64)
+        shift = (np.uint64(phase) % (self._slack + 1).astype(np.uint64)).astype(np.int64)
         return self._starts[shard] + shift[shard] + index * self.stride
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides which window a position is. Two runs with equal plans read the same samples.
+    """Everything that decides in which order a source is read. Two runs with equal plans read the same samples.
 
-    seed: of the order. sequence_length, stride: tokens. shuffle: False reads in file order.
+    seed: of the order. sequence_length, stride: tokens of a window, and between the beginnings of two. jitter: other cuts in
+    every epoch. shuffle: False reads in file order.
     """
 
     seed: int
@@ -63,14 +65,14 @@ class Plan:
     jitter: bool
     shuffle: bool
 
-    def digest(self) -> str:
-        """sha256 of the plan; `stages` and `packing` are the places of a later mixture of sources and of packing."""
-        plan: dict[str, Any] = {"version": _PLAN_VERSION, "stages": [[0, "single"]], "packing": "none", **vars(self)}
+    def digest(self, stages: Sequence[Any] = ((0, "single"),)) -> str:
+        """sha256 of the plan. stages: how sources take turns, as JSON; `packing` is the place of packing to come."""
+        plan: dict[str, Any] = {"version": _PLAN_VERSION, "stages": stages, "packing": "none", **vars(self)}
         return hashlib.sha256(canonical_json(plan)).hexdigest()
 
 
 class Order:
-    """Position -> window of one source, for any position: epochs follow each other without a gap.
+    """Number -> window of one source, for any number from 0: epochs follow each other without a gap.
 
     source: identity of the source; another source is shuffled differently under the same seed.
     """
@@ -78,20 +80,45 @@ class Order:
     def __init__(self, windows: Windows, plan: Plan, source: str) -> None:
         self.windows, self.plan, self.source = windows, plan, source
 
-    def offsets(self, positions: np.ndarray) -> np.ndarray:
-        """First token of the window of each position, int64. Cheap in blocks of thousands."""
-        epochs, places = np.divmod(positions, len(self.windows))
-        out = np.empty(len(positions), np.int64)
+    def offsets(self, numbers: np.ndarray, pieces: int = 1) -> np.ndarray:
+        """First token of each sample, int64. Cheap in blocks of thousands.
+
+        pieces: into how many samples each window is cut, a divisor of its length; they are read one after the other.
+        """
+        windows, piece = np.divmod(numbers, pieces)
+        epochs, ids = self.ids(windows)
+        out = piece * (self.plan.sequence_length // pieces)
         for epoch in np.unique(epochs).tolist():
             chosen = epochs == epoch
-            out[chosen] = self.windows.offsets(self._shuffled(places[chosen], epoch), self._phase(epoch))
+            out[chosen] += self.windows.offsets(ids[chosen], self.phase(epoch))
         return out
 
-    def _shuffled(self, places: np.ndarray, epoch: int) -> np.ndarray:
-        if not self.plan.shuffle:
-            return places
-        # The parts are hashed together: with seed + epoch, seed 1 would begin where seed 0 goes on.
-        return Feistel(len(self.windows), (self.plan.seed, self.source, epoch))(places)
+    def ids(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch of each number, and the window that is read, as `Windows.offsets` numbers them; int64."""
+        epochs, places = np.divmod(numbers, len(self.windows))
+        if self.plan.shuffle:
+            for epoch in np.unique(epochs).tolist():
+                chosen = epochs == epoch
+                places[chosen] = self._permutation(epoch)(places[chosen])
+        return epochs, places
 
-    def _phase(self, epoch: int) -> int:
+    def numbers(self, ids: np.ndarray, epoch: int) -> np.ndarray:
+        """The number at which each window is read in an epoch, int64: the inverse of `ids`.
+
+        Raises ValueError for ids outside [0, len(windows)).
+        """
+        ids = np.asarray(ids, np.int64)
+        size = len(self.windows)
+        if ids.size and not 0 <= ids.min() <= ids.max() < size:
+            raise ValueError(
+                f"windows of {self.source} are numbered from 0 to {size - 1}, but got {ids.min()} to {ids.max()}"
+            )
+        return epoch * size + (self._permutation(epoch).inverse(ids) if self.plan.shuffle else ids)
+
+    def phase(self, epoch: int) -> int:
+        """By how much the cuts of an epoch are moved, before `Windows` takes it modulo the room in each shard."""
         return hash64("phase", self.plan.seed, self.source, epoch) if self.plan.jitter else 0
+
+    def _permutation(self, epoch: int) -> Feistel:
+        # The parts are hashed together: with seed + epoch, seed 1 would begin where seed 0 goes on.
+        return Feistel(len(self.windows), (self.plan.seed, self.source, epoch))

@@ -82,9 +82,48 @@ def test_epochs_seeds_and_sources_differ():
     assert len(orders) == 5  # above all, seed 1's first epoch is not seed 0's second
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(9, 90), min_size=1, max_size=4), st.booleans(), st.integers(0, 2**40))
+def test_every_window_is_found_again(shard_tokens, shuffle, epoch):
+    of = order(shard_tokens, shuffle=shuffle)
+    ids = np.arange(len(of.windows))
+    numbers = of.numbers(ids, epoch)
+    epochs, found = of.ids(numbers)
+    assert (epochs == epoch).all()
+    assert (found == ids).all()
+    assert sorted(numbers.tolist()) == (epoch * len(ids) + ids).tolist()
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 4, 8])
+def test_pieces_of_a_window_are_read_one_after_the_other(pieces):
+    of = order([120, 7, 300])
+    numbers = np.arange(2 * pieces * len(of.windows))
+    whole = of.offsets(numbers // pieces)
+    assert (of.offsets(numbers, pieces) == whole + numbers % pieces * (8 // pieces)).all()
+
+
+def test_windows_that_do_not_exist_have_no_number():
+    for window in (-1, 12):
+        with pytest.raises(ValueError, match=rf"windows of source are numbered from 0 to 11, but got {window}"):
+            order([97], jitter=False).numbers(np.array([window]), 0)
+
+
 def test_unshuffled_order_is_the_order_of_the_file():
     of = order([100], T=8, jitter=False, shuffle=False)
     assert of.offsets(np.arange(3)).tolist() == [0, 8, 16]
+
+
+def test_order_and_plan_are_pinned():
+    """A run must go on in the same order after an upgrade."""
+    for stride, jitter, shuffle, n, offsets, digest in (
+        (8, True, True, 21, [140, 53, 85, 100, 163, 68, 155, 36], "a83fd03b5d7b6911"),
+        (3, True, True, 52, [35, 14, 53, 40, 146, 161, 140, 16], "2359c20ea9faa766"),
+        (8, False, False, 22, [167, 175, 183, 0, 8, 16, 24, 32], "be97c052c4d22d0c"),
+    ):
+        of = order([120, 7, 65], 8, stride, 5, jitter, shuffle, "id/train")
+        assert len(of.windows) == n
+        assert of.offsets(np.arange(n - 3, n + 5)).tolist() == offsets
+        assert of.plan.digest().startswith(digest)
 
 
 def test_plans_differ_by_every_field():
