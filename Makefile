@@ -40,7 +40,7 @@ LAUNCH = $(PYTHON)
 else
 LAUNCH = $(PYTHON) -m torch.distributed.run --nproc_per_node $(NPROC) $(RENDEZVOUS)
 endif
-PARALLEL := $(if $(filter-out 0,$(TEST_JOBS)),-n $(TEST_JOBS) --maxprocesses 8 --dist loadfile)
+PARALLEL := $(if $(filter-out 0,$(TEST_JOBS)),-n $(TEST_JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder)
 ifeq ($(SETUP),1)
 READY := $(VENV)/.ready
 endif

@@ -9,6 +9,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples on every run; `--hypothesis-profile default` draws others.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 # Without a GPU Triton's kernels are interpreted. Triton reads this once, when it is imported; `make test-gpu` compiles.
 if not torch.cuda.is_available():

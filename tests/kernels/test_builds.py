@@ -55,8 +55,11 @@ def report(tmp_path_factory) -> dict[str, Any]:
 def test_every_row_builds_within_its_budget(report, op, architecture):
     builds = [build for build in report["builds"] if (build["op"], build["architecture"]) == (op, architecture)]
     built = {(build["kernel"], use["dtype"], use["size"]) for build in builds for use in build["used_by"]}
+    # Rows of their own for narrow windows launch the same kernels.
     rows = {
-        (row["kernel"], row["dtype"], row["size"]) for row in launch.table(op) if row["architecture"] == architecture
+        (row["kernel"].removesuffix("_window"), row["dtype"], row["size"])
+        for row in launch.table(op)
+        if row["architecture"] == architecture
     }
     assert rows
     assert rows <= built

@@ -76,7 +76,8 @@ def test_any_routing(ids, bfloat16, gpt_oss, bias, seed):
     T, A = ids.shape
     options = GPT_OSS if gpt_oss else {}
     case = moe_cases._case("drawn", T, 24, experts_of(ids), A, 20, bias=bias, ids=lambda T, A: ids, **options)
-    agrees("moe", case, torch.bfloat16 if bfloat16 else torch.float32, seed)
+    # act . p + d_out . b_down rounds otherwise than autograd's d_out . y, and of a few elements one error says little.
+    agrees("moe", replace(case, gradient_factor=4.0), torch.bfloat16 if bfloat16 else torch.float32, seed)
 
 
 @settings(max_examples=20, deadline=None)
