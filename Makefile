@@ -6,7 +6,7 @@ BASE_PYTHON ?= python3
 VENV := .venv
 PYTHON ?= $(VENV)/bin/python
 CONSTRAINTS ?= -c constraints.txt
-EXTRAS ?= sample,hub,export,dev
+EXTRAS ?= sample,files,hub,export,dev
 
 # A run: make train RUN=lesson, or CONFIG=path/to/run.yaml; ARGS="--optimizer.lr 3e-4" overrides single keys.
 RUN ?= quickstart
@@ -46,7 +46,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-gpu test-clients bench bench-gpu profile export chat docs lint clean
+.PHONY: help setup train test test-gpu test-clients bench bench-data bench-gpu profile export chat docs lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -77,6 +77,9 @@ test-clients: setup  ## our files in other people's software
 
 bench: setup  ## every operation on this CPU: checked, then timed beside its peers (ARGS=--peers adds torch.compile)
 	$(PYTHON) -m grist_tools.bench_kernels --device cpu $(ARGS)
+
+bench-data: setup  ## text to shards, and shards to batches, beside nanoGPT's way and a DataLoader (ARGS=--peers adds more)
+	$(PYTHON) -m grist_tools.bench_data $(ARGS)
 
 bench-gpu: setup  ## the same on CUDA; writes a dated JSON and a page under benchmarks/ (ARGS=--peers adds Liger-Kernel too)
 	TRITON_INTERPRET=0 $(PYTHON) -m grist_tools.bench_kernels --device cuda --minutes 7 $(ARGS)

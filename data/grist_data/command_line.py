@@ -18,8 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Prepare a dataset; returns the exit status. Errors of input are one line on stderr."""
     values = vars(_parser().parse_args(_with_underscores(sys.argv[1:] if arguments is None else arguments)))
     verify = values.pop("verify")
-    if values.get("separator"):
-        values["separator"] = values["separator"].replace("\\n", "\n").replace("\\t", "\t")
+    for name in ("separator", "template"):
+        if values.get(name):
+            values[name] = values[name].replace("\\n", "\n").replace("\\t", "\t")
     signal.signal(signal.SIGTERM, _stop)
     try:
         directory = prepare(PrepareConfig(**values))

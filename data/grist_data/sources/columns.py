@@ -1,0 +1,72 @@
+"""What a document is made of where rows have columns: one of them, or several in a template."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a document and the literal text around them: one piece more than there are names.
+
+    errors: 'strict' or 'replace', for what UTF-8 cannot hold. numbers: whether whole numbers count as texts.
+    """
+
+    names: tuple[str, ...]
+    literals: tuple[str, ...]
+    errors: str
+    numbers: bool
+
+    def text(self, values: Sequence[object], where: str) -> str:
+        """The document of a row. values: in the order of `names`; where: file and row, for messages."""
+        pieces = [self.literals[0]]
+        for name, value, literal in zip(self.names, values, self.literals[1:], strict=True):
+            pieces += [self._checked(value, name, where), literal]
+        return "".join(pieces)
+
+    def _checked(self, value: object, name: str, where: str) -> str:
+        """A string that UTF-8 can hold: JSON's \\ud800 escapes make strings that it cannot."""
+        if self.numbers and type(value) is int:
+            return str(value)
+        if not isinstance(value, str):
+            expected = f"a text or a whole number in {name!r}" if self.numbers else "a text"
+            raise ValueError(f"{where}: expected {expected}, but got {type(value).__name__} ({value!r:.60})")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            if self.errors == "replace":
+                return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            raise ValueError(f"{where}: {value[error.start]!r} is half of a UTF-16 pair; use errors=replace") from error
+        return value
+
+
+def columns_of(text_column: str | None, template: str | None, errors: str) -> Columns:
+    """One column ('text' where nothing is given), or those that a template names in braces.
+
+    Raises ValueError where both are given, and for a template that names no column or is malformed.
+    """
+    if template is None:
+        return Columns((text_column or "text",), ("", ""), errors, numbers=False)
+    if text_column is not None:
+        raise ValueError(f"give text_column ({text_column!r}) or template ({template!r}), not both")
+    try:
+        fields = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"template {template!r} is malformed: {error}; a literal brace is written twice") from error
+    names, literals = [], [""]
+    for literal, name, specification, conversion in fields:
+        literals[-1] += literal
+        if name is None:
+            continue
+        if not name or specification or conversion:
+            raise ValueError(
+                f"template {template!r}: expected plain column names in braces, as in {{title}}, but got"
+                f" {{{name}{'!' + conversion if conversion else ''}{':' + specification if specification else ''}}}"
+            )
+        names.append(name)
+        literals.append("")
+    if not names:
+        raise ValueError(f"template {template!r} names no column: expected names in braces, as in {{title}}")
+    return Columns(tuple(names), tuple(literals), errors, numbers=True)
