@@ -78,8 +78,8 @@ test-clients: setup  ## our files in other people's software
 bench: setup  ## every operation on this CPU: checked, then timed beside its peers (ARGS=--peers adds torch.compile)
 	$(PYTHON) -m grist_tools.bench_kernels --device cpu $(ARGS)
 
-bench-data: setup  ## text to shards, and shards to batches, beside nanoGPT's way and a DataLoader (ARGS=--peers adds more)
-	$(PYTHON) -m grist_tools.bench_data $(ARGS)
+bench-data: setup  ## the data path: checked, then timed beside its peers; writes a dated JSON under benchmarks/
+	$(PYTHON) -m grist_tools.bench_data --peers $(ARGS)
 
 bench-gpu: setup  ## the same on CUDA; writes a dated JSON and a page under benchmarks/ (ARGS=--peers adds Liger-Kernel too)
 	TRITON_INTERPRET=0 $(PYTHON) -m grist_tools.bench_kernels --device cuda --minutes 7 $(ARGS)
