@@ -38,10 +38,12 @@ def watched(op: str, arguments: dict[str, Any], gradients: tuple[str, ...] = (),
         return run(OPS[op].door, guarded, gradients), report
 
 
-def agrees(op: str, case, dtype: torch.dtype, seed: int = 0) -> None:
+def agrees(op: str, case, dtype: torch.dtype, seed: int = 0, allowing: dict[str, float] | None = None) -> None:
+    """allowing: factors of what is allowed, by the name of a result."""
     got, report = watched(op, case.arguments(dtype), case.gradients, seed)
     for name, value in expected(OPS[op].reference, case, case.arguments(dtype)).items():
-        assert_close(f"{op} {case.name} {name}", got[name], value.want, allowed=value.allowed)
+        allowed = value.allowed * (allowing or {}).get(name, 1.0)
+        assert_close(f"{op} {case.name} {name}", got[name], value.want, allowed=allowed)
     for launched in report.runs:
         assert not any(launched.unwritten.values()), f"{launched.kernel} left elements unwritten: {launched.unwritten}"
 
@@ -77,7 +79,7 @@ def test_any_routing(ids, bfloat16, gpt_oss, bias, seed):
     options = GPT_OSS if gpt_oss else {}
     case = moe_cases._case("drawn", T, 24, experts_of(ids), A, 20, bias=bias, ids=lambda T, A: ids, **options)
     # act . p + d_out . b_down rounds otherwise than autograd's d_out . y, and of a few elements one error says little.
-    agrees("moe", replace(case, gradient_factor=4.0), torch.bfloat16 if bfloat16 else torch.float32, seed)
+    agrees("moe", case, torch.bfloat16 if bfloat16 else torch.float32, seed, {"d_expert_weights": 2.0})
 
 
 @settings(max_examples=20, deadline=None)

@@ -13,15 +13,16 @@ from grist_data import Batches, Shards, Tokenizer
 from grist_data import batch as batch_module
 from grist_data.tokenizer_training import train_bpe
 from grist_data.verify import problems_of
-from grist_tools import bench_data_peers, bench_data_report, bench_data_start
+from grist_tools import bench_data_peers, bench_data_report, bench_data_start, bench_kernels
 from grist_tools.bench_data import main
 from grist_tools.bench_data_peers import copy_limit, peers
-from grist_tools.bench_data_report import default_out, results_table
+from grist_tools.bench_data_report import results_table
 from grist_tools.bench_data_sets import document_ends, ends_in_file, make_dataset, repeated, texts_of, tokens_in_file
 from grist_tools.bench_data_start import cold_row, own_memory_row, start_rows
 from grist_tools.bench_data_supply import Sizes, mixed, plain, with_documents
 from grist_tools.bench_data_text import text_rows
 from grist_tools.bench_data_turns import Contestant, Slice, judged, race, rates
+from grist_tools.bench_kernels import default_out
 
 SIZES = Sizes(batch=3, time=17)
 
@@ -203,12 +204,12 @@ def test_texts_come_from_files(tmp_path):
 
 
 def test_results_are_named_by_device_and_day_and_never_overwritten(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_data_report, "__file__", str(tmp_path / "tools" / "grist_tools" / "bench_data_report.py"))
+    monkeypatch.setattr(bench_kernels, "__file__", str(tmp_path / "tools" / "grist_tools" / "bench_kernels.py"))
     (tmp_path / "benchmarks").mkdir()
-    first = default_out("Processor (TM) 7", "2030-01-02")
+    first = default_out("Processor (TM) 7", "2030-01-02", "data")
     assert first == tmp_path / "benchmarks" / "data-processor-tm-7-2030-01-02.json"
     first.touch()
-    assert default_out("Processor (TM) 7", "2030-01-02").name == "data-processor-tm-7-2030-01-02-2.json"
+    assert default_out("Processor (TM) 7", "2030-01-02", "data").name == "data-processor-tm-7-2030-01-02-2.json"
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grist_tools.bench_data_report import default_out, new_report, results_table, value_text
+from grist_tools.bench_data_report import new_report, results_table, value_text
+from grist_tools.bench_kernels import default_out
 from grist_tools.console import count, fail, parser_for, run
 
 if TYPE_CHECKING:
@@ -169,7 +170,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check_options(options)
         report = new_report(options, sys.argv[1:] if arguments is None else arguments)
-        out = Path(options.out) if options.out else default_out(report["device"], datetime.date.today().isoformat())
+        out = (
+            Path(options.out)
+            if options.out
+            else default_out(report["device"], datetime.date.today().isoformat(), "data")
+        )
         write_json(report, out)  # an unusable path is found before the work, not after it
     except (ValueError, OSError) as error:
         return fail("bench_data", error)

@@ -1,10 +1,9 @@
-"""What the data benchmark writes and prints: the report's head, where it goes, and its rows as a table."""
+"""What the data benchmark writes and prints: the report's head, and its rows as a table."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grist_tools.bench_kernels import commit
@@ -47,18 +46,6 @@ def new_report(options: argparse.Namespace, command: list[str]) -> dict[str, Any
         "complete": False,
         "rows": [],
     }
-
-
-def default_out(device_name: str, date: str) -> Path:
-    """benchmarks/data-DEVICE-DATE.json, numbered from the second of a day on: a committed result is never edited."""
-    slug = "".join(letter if letter.isalnum() else "-" for letter in device_name.lower())
-    stem = "-".join(["data", *filter(None, slug.split("-")), date])
-    folder = Path(__file__).parents[2] / "benchmarks"
-    number, path = 1, folder / f"{stem}.json"
-    while path.exists():
-        number += 1
-        path = folder / f"{stem}-{number}.json"
-    return path
 
 
 def value_text(row: Row, key: str = "value") -> str:

@@ -88,10 +88,10 @@ def chosen_dtypes(names: str) -> list[str]:
     return [DTYPES[name] for name in names.split(",")]
 
 
-def default_out(device_name: str, date: str) -> Path:
-    """benchmarks/kernels-DEVICE-DATE.json, numbered from the second of a day on: a committed result is never edited."""
+def default_out(device_name: str, date: str, what: str = "kernels") -> Path:
+    """benchmarks/WHAT-DEVICE-DATE.json, numbered from the second of a day on: a committed result is never edited."""
     slug = "".join(letter if letter.isalnum() else "-" for letter in device_name.lower())
-    stem = "-".join(["kernels", *filter(None, slug.split("-")), date])
+    stem = "-".join([what, *filter(None, slug.split("-")), date])
     folder = Path(__file__).parents[2] / "benchmarks"
     number, path = 1, folder / f"{stem}.json"
     while path.exists():

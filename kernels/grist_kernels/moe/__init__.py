@@ -65,21 +65,31 @@ def _check(
         )
     if w_down.shape != (E, F, D):
         raise ValueError(f"moe: w_down must be (E, F, D) = {(E, F, D)}, but is {tuple(w_down.shape)}")
-    if expert_ids.dim() != 2 or expert_ids.shape[0] != x.shape[0] or expert_ids.shape != expert_weights.shape:
-        raise ValueError(
-            f"moe: expert_ids and expert_weights must both be ({x.shape[0]}, A), "
-            f"but are {tuple(expert_ids.shape)} and {tuple(expert_weights.shape)}"
-        )
-    if expert_ids.dtype not in (torch.int64, torch.int32) or not expert_weights.is_floating_point():
-        raise ValueError(
-            "moe: expert_ids must be int32 or int64 and expert_weights floating point, "
-            f"but are {expert_ids.dtype} and {expert_weights.dtype}"
-        )
-    for name, bias, width in (("b_gate_up", b_gate_up, 2 * F), ("b_down", b_down, D)):
-        if bias is not None and (bias.shape != (E, width) or bias.dtype != x.dtype):
-            raise ValueError(f"moe: {name} must be {(E, width)} {x.dtype}, but is {tuple(bias.shape)} {bias.dtype}")
+    check_routing("moe", x.shape[0], expert_ids, expert_weights)
+    check_biases("moe", x.dtype, b_gate_up=(b_gate_up, (E, 2 * F)), b_down=(b_down, (E, D)))
     if not x.is_floating_point() or not (x.dtype == w_gate_up.dtype == w_down.dtype):
         raise ValueError(
             "moe: x, w_gate_up and w_down must have one floating type, "
             f"but are {x.dtype}, {w_gate_up.dtype} and {w_down.dtype}"
         )
+
+
+def check_routing(op: str, tokens: int, expert_ids: Tensor, expert_weights: Tensor) -> None:
+    """Raise ValueError unless expert_ids and expert_weights are (tokens, A), integers and floating point."""
+    if expert_ids.dim() != 2 or expert_ids.shape[0] != tokens or expert_ids.shape != expert_weights.shape:
+        raise ValueError(
+            f"{op}: expert_ids and expert_weights must both be ({tokens}, A), "
+            f"but are {tuple(expert_ids.shape)} and {tuple(expert_weights.shape)}"
+        )
+    if expert_ids.dtype not in (torch.int64, torch.int32) or not expert_weights.is_floating_point():
+        raise ValueError(
+            f"{op}: expert_ids must be int32 or int64 and expert_weights floating point, "
+            f"but are {expert_ids.dtype} and {expert_weights.dtype}"
+        )
+
+
+def check_biases(op: str, dtype: torch.dtype, **biases: tuple[Tensor | None, tuple[int, int]]) -> None:
+    """Raise ValueError unless each bias that is there has its shape, and the type of x."""
+    for name, (bias, shape) in biases.items():
+        if bias is not None and (bias.shape != shape or bias.dtype != dtype):
+            raise ValueError(f"{op}: {name} must be {shape} {dtype}, but is {tuple(bias.shape)} {bias.dtype}")

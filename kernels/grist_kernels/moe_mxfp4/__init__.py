@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from grist_kernels import backend
+from grist_kernels.moe import check_biases, check_routing
 from grist_kernels.moe_mxfp4 import pytorch_fast, reference
 from grist_kernels.moe_mxfp4.dequantise import BLOCK
 from grist_kernels.swiglu import check_options
@@ -108,18 +109,5 @@ def _check(
             f"moe_mxfp4: x must be (T, {D}) and floating point to match gate_up_blocks {tuple(gate_up_blocks.shape)}, "
             f"but is {tuple(x.shape)} {x.dtype}"
         )
-    if expert_ids.dim() != 2 or expert_ids.shape[0] != x.shape[0] or expert_ids.shape != expert_weights.shape:
-        raise ValueError(
-            f"moe_mxfp4: expert_ids and expert_weights must both be ({x.shape[0]}, A), "
-            f"but are {tuple(expert_ids.shape)} and {tuple(expert_weights.shape)}"
-        )
-    if expert_ids.dtype not in (torch.int64, torch.int32) or not expert_weights.is_floating_point():
-        raise ValueError(
-            "moe_mxfp4: expert_ids must be int32 or int64 and expert_weights floating point, "
-            f"but are {expert_ids.dtype} and {expert_weights.dtype}"
-        )
-    for name, bias, width in (("b_gate_up", b_gate_up, wide), ("b_down", b_down, D)):
-        if bias is not None and (bias.shape != (E, width) or bias.dtype != x.dtype):
-            raise ValueError(
-                f"moe_mxfp4: {name} must be {(E, width)} {x.dtype}, but is {tuple(bias.shape)} {bias.dtype}"
-            )
+    check_routing("moe_mxfp4", x.shape[0], expert_ids, expert_weights)
+    check_biases("moe_mxfp4", x.dtype, b_gate_up=(b_gate_up, (E, wide)), b_down=(b_down, (E, D)))
