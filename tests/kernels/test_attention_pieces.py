@@ -125,7 +125,8 @@ def test_pieces_add_up_to_the_whole(window, sinks, dtype):
         arguments |= {name: normal(generator, 2, T, 2, 16) for name in ("k", "v")}
         return arguments | ({"sinks": normal(generator, 4)} if sinks else {})
 
-    case = Case("pieces", build, ("q", "k", "v", *(("sinks",) if sinks else ())), gradient_factor=4.0)
+    # The caller's delta is rowsum(d_out * out), whose rounding does not cancel against that of d_p (as rowsum(p * d_p) does).
+    case = Case("pieces", build, ("q", "k", "v", *(("sinks",) if sinks else ())), gradient_factor=3.0)
     arguments = case.arguments(dtype)
     with backend.using("triton"):
         got = run(lambda sinks=None, **given: _whole(**given, sinks=sinks), arguments, case.gradients)

@@ -6,10 +6,6 @@ import torch
 
 from grist_kernels.cases import Case, normal
 
-# Every flash backward forms rowsum(d_out * out) where autograd forms rowsum(p * d_p), whose rounding errors cancel against
-# those of d_p. Seen in float32 over many seeds: up to 4 times autograd's error in d_q.
-_FLASH = 4.0
-
 
 def _case(
     name: str, B: int, T: int, N: int, K: int, H: int, sinks: bool = False, large: bool = False, **options
@@ -23,9 +19,7 @@ def _case(
         }
         return arguments | ({"sinks": normal(generator, N)} if sinks else {})
 
-    return Case(
-        name, build, ("q", "k", "v", "sinks") if sinks else ("q", "k", "v"), gradient_factor=_FLASH, large=large
-    )
+    return Case(name, build, ("q", "k", "v", "sinks") if sinks else ("q", "k", "v"), large=large)
 
 
 def _packed(
@@ -43,9 +37,7 @@ def _packed(
         }
         return arguments | ({"sinks": normal(generator, N)} if sinks else {})
 
-    return Case(
-        name, build, ("q", "k", "v", "sinks") if sinks else ("q", "k", "v"), gradient_factor=_FLASH, large=large
-    )
+    return Case(name, build, ("q", "k", "v", "sinks") if sinks else ("q", "k", "v"), large=large)
 
 
 def _views_of_qkv(generator):
@@ -96,8 +88,8 @@ CASES = [
     _packed("packed", [30, 1, 0, 32], 4, 2, 60),
     _packed("packed_window_sinks", [0, 70, 300, 64], 4, 2, 32, sinks=True, window=20),
     _packed("packed_lse", [5, 58], 2, 1, 16, return_lse=True),
-    Case("views_of_qkv", _views_of_qkv, ("q", "k", "v"), gradient_factor=_FLASH),
-    Case("heads_first", _heads_first, ("q", "k", "v"), gradient_factor=_FLASH),
+    Case("views_of_qkv", _views_of_qkv, ("q", "k", "v")),
+    Case("heads_first", _heads_first, ("q", "k", "v")),
     _case("gpt_oss_full", 1, 4096, 64, 8, 64, sinks=True, large=True),
     _case("gpt_oss_full_8k", 1, 8192, 64, 8, 64, sinks=True, large=True),
     _case("gpt_oss_full_32k", 1, 32768, 64, 8, 64, sinks=True, large=True),

@@ -192,6 +192,24 @@ def _forward_kernel(
 
 
 @triton.jit
+def _delta_steps(
+    delta, total, q, d_out, lse, k, v, batch, head, rows, first, low, high, T_keys, offset,
+    scale, k_batch, k_time, k_head, v_batch, v_time, v_head,
+    H: tl.constexpr, HEAD: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """delta + rowsum(p * d_p), and total + rowsum(p)."""
+    for begin in range(low, high, BLOCK_K):
+        k_tile = _tile(k, batch, begin, head, T_keys, k_batch, k_time, k_head, True, BLOCK_K, H, HEAD)
+        v_tile = _tile(v, batch, begin, head, T_keys, v_batch, v_time, v_head, True, BLOCK_K, H, HEAD)
+        p = tl.exp2(tl.dot(q, tl.trans(k_tile), input_precision="ieee") * scale - lse[:, None])
+        columns = begin + tl.arange(0, BLOCK_K)
+        p = tl.where(_visible(rows[:, None], columns[None, :], first[:, None], T_keys, offset), p, 0.0)
+        delta += tl.sum(p * tl.dot(d_out, tl.trans(v_tile), input_precision="ieee"), 1)
+        total += tl.sum(p, 1)
+    return delta, total
+
+
+@triton.jit
 def _dq_steps(
     dq, q, d_out, lse, delta, k, v, batch, head, rows, first, first_start, n_first, second_start, n_blocks, T_keys, offset,
     scale, k_batch, k_time, k_head, v_batch, v_time, v_head,
@@ -232,25 +250,35 @@ def _dq_kernel(
         start, bounds_ptr, T, T_keys, offset, window, PACKED, HAS_WINDOW, BLOCK_Q, BLOCK_K
     )  # fmt: skip
     d_tile = _tile(d_out, batch, start, head, T, d_batch, d_time, d_head, True, BLOCK_Q, H, HEAD)
+    q_tile = _tile(q, batch, start, head, T, q_batch, q_time, q_head, True, BLOCK_Q, H, HEAD)
+    kv_head = head // GROUP
+    scale2 = scale * LOG2E
     stats = (batch * N + head).to(tl.int64) * T + rows
+    lse = tl.load(lse_ptr + stats, mask=mask, other=0.0)
+    sink_share = tl.zeros((BLOCK_Q,), tl.float32)
+    if HAS_SINKS:
+        sink_share = tl.exp2((tl.load(sink_ptr + head).to(tl.float32) - lse) * LOG2E)
     if HAS_DELTA:
         delta = tl.load(delta_ptr + stats, mask=mask, other=0.0)
     else:
-        o_tile = _tile(out, batch, start, head, T, o_batch, o_time, o_head, True, BLOCK_Q, H, HEAD)
-        delta = tl.sum(d_tile.to(tl.float32) * o_tile.to(tl.float32), 1)
+        if q.dtype.element_ty == tl.float32:
+            # The same sum as rowsum(d_out * out), but its rounding cancels against that of d_p and of lse below.
+            delta, total = _delta_steps(
+                tl.zeros((BLOCK_Q,), tl.float32), sink_share, q_tile, d_tile, lse * LOG2E, k, v, batch, kv_head, rows, first,
+                low, high, T_keys, offset, scale2, k_batch, k_time, k_head, v_batch, v_time, v_head, H, HEAD, BLOCK_K,
+            )  # fmt: skip
+            delta /= tl.where(total > 0.0, total, 1.0)
+        else:
+            o_tile = _tile(out, batch, start, head, T, o_batch, o_time, o_head, True, BLOCK_Q, H, HEAD)
+            delta = tl.sum(d_tile.to(tl.float32) * o_tile.to(tl.float32), 1)
         if HAS_D_LSE:
             delta -= tl.load(d_lse_ptr + stats, mask=mask, other=0.0)
         tl.store(delta_ptr + stats, delta, mask=mask)
-    lse = tl.load(lse_ptr + stats, mask=mask, other=0.0)
     if HAS_SINKS:
-        share = tl.exp2((tl.load(sink_ptr + head).to(tl.float32) - lse) * LOG2E) * delta
         row = (batch * tl.num_programs(1) + block).to(tl.int64)
-        tl.store(d_sink_ptr + row * N + head, -tl.sum(tl.where(mask, share, 0.0), 0))
+        tl.store(d_sink_ptr + row * N + head, -tl.sum(tl.where(mask, sink_share * delta, 0.0), 0))
     lse = lse * LOG2E
-    q_tile = _tile(q, batch, start, head, T, q_batch, q_time, q_head, True, BLOCK_Q, H, HEAD)
     dq = tl.zeros((BLOCK_Q, HEAD), tl.float32)
-    kv_head = head // GROUP
-    scale2 = scale * LOG2E
     before = (full_low - low) // BLOCK_K
     inside = (full_high - full_low) // BLOCK_K
     after = tl.cdiv(tl.maximum(high - full_high, 0), BLOCK_K)
