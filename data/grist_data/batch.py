@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,28 +26,23 @@ class Batch:
     n_valid_tokens: int
     max_seqlen: int | None = None
 
-
-def cu_seqlens_of(ends: list[np.ndarray], n_rows: int, T: int) -> tuple[np.ndarray, int]:
-    """Document borders of rows laid end to end, int32, and the longest stretch. ends: by row, in flat numbers."""
-    borders = np.unique(np.concatenate([np.arange(n_rows + 1) * T, *ends])).astype(np.int32)
-    return borders, int(np.diff(borders).max())
+    def tensors(self) -> list[torch.Tensor]:
+        return [tensor for tensor in (self.ids_BT, self.targets_BT, self.cu_seqlens) if tensor is not None]
 
 
-def batch_of(
-    rows: torch.Tensor, device: torch.device, ends: list[np.ndarray] | None, ignored: np.ndarray | None
-) -> Batch:
-    """A batch of rows of T + 1 tokens.
+def cu_seqlens_of(ends: Sequence[np.ndarray], n_rows: int, T: int) -> tuple[np.ndarray, int]:
+    """Document borders of rows laid end to end, int32, and the longest stretch. ends: flat numbers, in any order."""
+    is_border = np.zeros(n_rows * T + 1, bool)  # marks: a tenth of the time of sorting
+    is_border[::T] = True
+    for some in ends:
+        is_border[some] = True
+    borders = np.flatnonzero(is_border)
+    return borders.astype(np.int32), int((borders[1:] - borders[:-1]).max())
 
-    rows: (B, T + 1) of the files' integer type. ends: by row, where documents end, in flat numbers; None for no `cu_seqlens`.
-    ignored: flat numbers of the targets that do not count, each once; None when all count.
-    """
-    ids_BT = rows[:, :-1].to(torch.int64).to(device)
-    targets_BT = rows[:, 1:].to(torch.int64).to(device)
-    n_valid = targets_BT.numel()
-    if ignored is not None:
-        targets_BT.view(-1)[torch.from_numpy(ignored).to(targets_BT.device)] = IGNORE
-        n_valid -= len(ignored)
-    if ends is None:
-        return Batch(ids_BT, targets_BT, None, n_valid)
-    cu_seqlens, longest = cu_seqlens_of(ends, *ids_BT.shape)
-    return Batch(ids_BT, targets_BT, torch.from_numpy(cu_seqlens).to(targets_BT.device), n_valid, longest)
+
+def batch_of(ids_BT: torch.Tensor, targets_BT: torch.Tensor, borders: np.ndarray | None, n_valid_tokens: int) -> Batch:
+    """borders: where documents end, in flat numbers; None for no `cu_seqlens`."""
+    if borders is None:
+        return Batch(ids_BT, targets_BT, None, n_valid_tokens)
+    cu_seqlens, longest = cu_seqlens_of([borders], *ids_BT.shape)
+    return Batch(ids_BT, targets_BT, torch.from_numpy(cu_seqlens).to(ids_BT.device), n_valid_tokens, longest)

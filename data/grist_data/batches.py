@@ -7,35 +7,31 @@ the rows of later steps can be asked for before they are needed.
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Any, NamedTuple
+import functools
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
-from grist_data.batch import IGNORE, Batch, batch_of
+from grist_data.batch import IGNORE, Batch
 from grist_data.evaluation import evaluation_batches
 from grist_data.mixture import Mixture, Setting
 from grist_data.order import Plan
+from grist_data.packed_shards import PackedShards, packed
+from grist_data.run_ahead import RunAhead
 from grist_data.shards import Shards
 from grist_data.stages import StagedOrder
+from grist_data.steps import Step, Steps, check_steps, setting_at
 from grist_data.supply import Supply
 
 __all__ = ["IGNORE", "Batch", "Batches", "evaluation_batches"]
 
-_POSITIONS_AT_ONCE = (
-    4096  # of each source: a permuted id costs 0.3 microseconds in blocks of this size, 40 in blocks of 8
-)
-_MOST_AT_ONCE = 32768  # a pause of some 20 ms, every so many rows
-_STEPS_AHEAD = 16  # cold disk: 11 M tokens/s without reading ahead, 141 with 16 batches
-
-
-class _Step(NamedTuple):
-    """The rows of one step on this rank: position of the first, and where each begins in the files."""
-
-    position: int
-    setting: Setting
-    offsets: np.ndarray
+Packing = Literal["none", "best-fit"]
+_STEPS_ASKED = 16  # cold disk: 11 M tokens/s without reading ahead, 141 with 16 batches
+_STEPS_MADE_ON_CUDA = 2
 
 
 class Batches:
@@ -53,6 +49,10 @@ class Batches:
     default; less gives overlapping samples.
     documents: give `cu_seqlens`, so that attention stays inside documents. ignore_next_document: a document's last token
     does not have the next document's first as target.
+    packing: `best-fit` puts whole documents side by side into rows instead of cutting windows out of the text (packing.py):
+    always with `cu_seqlens`, and no target from one document to the next; what stays empty is a stretch of its own, without
+    targets. packing_cache: where the plan of it is kept (default: ~/.cache/gristmill/packing).
+    prefetch: so many steps are made ahead by a thread; 0 for none, None for 2 on CUDA and 0 elsewhere.
     order: where each position comes from, and when each window is read (stages.py).
     Raises ValueError for sizes that do not divide, for a split without a single window, and before the first step where a later
     one would have rows of two lengths.
@@ -74,9 +74,14 @@ class Batches:
         stride: int | None = None,
         documents: bool = False,
         ignore_next_document: bool = False,
+        packing: Packing = "none",
+        packing_cache: str | Path | None = None,
+        prefetch: int | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in [0, {world_size}), but is {rank}")
+        if prefetch is not None and prefetch < 0:
+            raise ValueError(f"prefetch must be a number of steps from 0, but is {prefetch}")
         mixture = shards if isinstance(shards, Mixture) else Mixture({shards.split: shards}, {shards.split: 1.0})
         self._settings = mixture.resolved(sequence_length, global_batch_size, micro_batch_size)
         self._rank, self._world_size = rank, world_size
@@ -85,29 +90,39 @@ class Batches:
             share = _divided(setting.global_batch_size, world_size, f"global_batch_size{where}", "world_size")
             micro = setting.micro_batch_size or share
             _divided(share, micro, f"the rank's share of the batch{where}", "micro_batch_size")
+        if packing not in get_args(Packing):
+            raise ValueError(f"packing must be one of {', '.join(get_args(Packing))}, but is {packing!r}")
+        if packing != "none":
+            if stride is not None or jitter:
+                raise ValueError("stride and jitter are for windows: leave them out with packing")
+            mixture = packed(mixture, self._settings, seed, shuffle, packing_cache)
+            jitter, documents, ignore_next_document = False, True, True
         unit = mixture.unit(self._settings)
-        plan = Plan(seed, unit, stride or unit, shuffle if jitter is None else jitter, shuffle)
+        plan = Plan(seed, unit, stride or unit, shuffle if jitter is None else jitter, shuffle, packing)
+        self._sources = tuple(mixture.sources.values())
         self.order = StagedOrder(mixture, self._settings, plan)
         self.samples_per_epoch = sum(self.order.windows().values())
-        self._documents, self._ignore_next_document = documents, ignore_next_document
-        self._device = torch.device(device)
+        device, rows = torch.device(device), self.order.rows
         most_tokens = max(self._share(setting) * (setting.sequence_length + 1) for setting in self._settings)
-        self._supply = Supply(self.order.rows, most_tokens, self._device)
-        self._ahead = 0 if self.order.rows.reads_whole else _STEPS_AHEAD
+        self._supply_of = functools.partial(Supply, self.order, device, documents, ignore_next_document)
+        self._supply = self._supply_of(most_tokens)
+        self._prefetch = prefetch if prefetch is not None else _STEPS_MADE_ON_CUDA if device.type == "cuda" else 0
+        self._asked = 0 if rows.reads_whole else _STEPS_ASKED
+        self._ahead: RunAhead | None = None
         self._seek(0)
-        self.order.rows.expect("random" if shuffle else "sequential")
+        rows.expect("random" if shuffle else "sequential")
 
     @property
     def sequence_length(self) -> int:
-        return self._setting(self._pos).sequence_length
+        return setting_at(self._settings, self._pos).sequence_length
 
     @property
     def global_batch_size(self) -> int:
-        return self._setting(self._pos).global_batch_size
+        return setting_at(self._settings, self._pos).global_batch_size
 
     @property
     def micro_batch_size(self) -> int:
-        setting = self._setting(self._pos)
+        setting = setting_at(self._settings, self._pos)
         return setting.micro_batch_size or self._share(setting)
 
     @property
@@ -115,20 +130,54 @@ class Batches:
         """Passes over the split that have been handed out; of a mixture, over the source that was read most often."""
         return max(self.order.epochs(self._pos).values())
 
+    @property
+    def padding_share(self) -> float:
+        """Of the places in an epoch of every source, those without a token; 0 without packing."""
+        packs = [source for source in self._sources if isinstance(source, PackedShards)]
+        places = sum(len(pack.bins) * pack.sequence_length for pack in packs)
+        return 1 - sum(pack.n_tokens for pack in packs) / places if packs else 0.0
+
     def __iter__(self) -> Batches:
         return self
 
     def __next__(self) -> list[Batch]:
-        while len(self._queue) <= self._ahead:
-            step = self._next_step()
-            self._queue.append(step)
-            if self._ahead:
-                self.order.rows.will_need(step.offsets, step.setting.sequence_length + 1)
-        step = self._queue.popleft()
+        if not self._prefetch:
+            step, batches, ready = _make(self._steps, self._supply)
+        else:
+            try:
+                step, batches, ready = self._thread().take()
+            except Exception:
+                self._seek(self._pos)  # the thread has ended: the next call tries this step again
+                raise
         self._pos += step.setting.global_batch_size
-        rows = self._supply.rows(step.offsets, step.setting.sequence_length + 1)
-        micro = step.setting.micro_batch_size or len(rows)
-        return [self._batch(step, rows, at, at + micro) for at in range(0, len(rows), micro)]
+        return self._supply.hand_over(batches, ready)
+
+    def at(self, positions: np.ndarray, offsets: np.ndarray | None = None) -> Batch:
+        """The samples at any positions of the order as one batch; `state_dict` stays as it is.
+
+        positions: int64. offsets: what `order.offsets` gives for them, where it is known.
+        Raises ValueError where a stage makes the rows differ in length.
+        """
+        settings = [setting_at(self._settings, position) for position in positions.tolist()]
+        if len({setting.sequence_length for setting in settings}) > 1:
+            raise ValueError(f"the sequence_length changes between positions {positions.min()} and {positions.max()}")
+        offsets = self.order.offsets(positions) if offsets is None else offsets
+        step = Step(positions, replace(settings[0], micro_batch_size=None), offsets)
+        supply = self._supply_of(
+            len(positions) * (settings[0].sequence_length + 1)
+        )  # the thread has buffers of its own
+        return supply.hand_over(*supply.batches(step))[0]
+
+    def skip(self, steps: int) -> None:
+        """Go on so many steps later, without reading those between."""
+        self.close()
+        for _ in range(steps):
+            self._pos += next(self._steps).setting.global_batch_size
+
+    def close(self) -> None:
+        """End the thread that runs ahead, where there is one, and drop what it has made. The next call of `next` goes on."""
+        if self._ahead is not None:
+            self._seek(self._pos)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the order stands after the last batch handed out: valid for any rank, world size and batch size, and with any
@@ -149,11 +198,11 @@ class Batches:
         if state["plan"] != own["plan"]:
             raise ValueError(
                 f"the run read its first {state['pos']:,} samples in another order: seed, sequence_length, stride or shuffle"
-                " differ, or jitter, unit_tokens, or weights and stages before that position (plan"
+                " differ, or jitter, packing, unit_tokens, or weights and stages before that position (plan"
                 f" {state['plan'][:12]}, now {own['plan'][:12]}); resume with the settings it began with, or begin a new run"
                 " from its weights"
             )
-        self._check_steps(state["pos"])
+        check_steps(self._settings, state["pos"])
         self._seek(state["pos"])
 
     def _state(self, pos: int) -> dict[str, Any]:
@@ -161,65 +210,29 @@ class Batches:
         return {"pos": pos, "dataset_id": dataset_id, "plan": plan}
 
     def _seek(self, pos: int) -> None:
-        self._pos = self._planned = pos
-        self._queue: deque[_Step] = deque()
-        self._block: deque[_Step] = deque()
+        """Go on at a position, with nothing made ahead."""
+        if self._ahead is not None:
+            self._stop_thread()
+            self._ahead = None
+        self._pos = pos
+        self._steps = Steps(self.order, self._settings, self._rank, self._world_size, pos, self._asked)
 
-    def _setting(self, pos: int) -> Setting:
-        return [setting for setting in self._settings if setting.start <= pos][-1]
+    def _thread(self) -> RunAhead:
+        """What runs ahead; begun when it is first needed, and again in a process that was forked off."""
+        if self._ahead is None or not self._ahead.is_here:
+            self._seek(self._pos)
+            self._ahead = RunAhead(functools.partial(_make, self._steps, self._supply), self._prefetch)
+            self._stop_thread = weakref.finalize(self, self._ahead.stop)  # at exit too
+        return self._ahead
 
     def _share(self, setting: Setting) -> int:
         return setting.global_batch_size // self._world_size
 
-    def _steps_left(self, pos: int) -> int | None:
-        """Steps that begin before the next stage does; None when there is none."""
-        starts = [setting.start for setting in self._settings if setting.start > pos]
-        return -(-(starts[0] - pos) // self._setting(pos).global_batch_size) if starts else None
 
-    def _check_steps(self, pos: int) -> None:
-        """Raise ValueError when a step from `pos` on would go over a change of the sequence length."""
-        while steps := self._steps_left(pos):
-            now = self._setting(pos)
-            begin, pos = pos, pos + steps * now.global_batch_size
-            for later in self._settings:
-                if begin < later.start < pos and later.sequence_length != now.sequence_length:
-                    raise ValueError(
-                        f"sequence_length changes to {later.sequence_length} at position {later.start}, inside a step: steps of"
-                        f" {now.global_batch_size} samples from position {begin} on have edges at"
-                        f" {pos - now.global_batch_size} and {pos}; move the stage to one, or change the batch size"
-                    )
-
-    def _next_step(self) -> _Step:
-        """The next step of this rank, computed for many steps at once."""
-        if not self._block:
-            self._check_steps(self._planned)  # not when made: a run that is resumed may fit its stages from there only
-            setting = self._setting(self._planned)
-            share = self._share(setting)
-            steps = max(1, min(_POSITIONS_AT_ONCE * len(setting.weights), _MOST_AT_ONCE) // share)
-            steps = min(steps, self._steps_left(self._planned) or steps)
-            begins = self._planned + self._rank * share + np.arange(steps, dtype=np.int64) * setting.global_batch_size
-            positions = begins[:, None] + np.arange(share)
-            offsets = self.order.offsets(positions.ravel()).reshape(steps, share)
-            self._block.extend(map(_Step, begins.tolist(), [setting] * steps, offsets))
-            self._planned += steps * setting.global_batch_size
-        return self._block.popleft()
-
-    def _batch(self, step: _Step, rows: torch.Tensor, begin: int, end: int) -> Batch:
-        """The micro-batch of the rows [begin, end) of a step."""
-        T = step.setting.sequence_length
-        ignored, ends = [], None
-        if self.order.masked:
-            for row, position in enumerate(range(step.position + begin, step.position + end)):
-                if targets := self.order.masked.get(position):
-                    ignored.append(row * T + np.arange(targets))
-        if self._documents or self._ignore_next_document:
-            # Ends in 1 to T: an end at T divides a row's last input from its target.
-            offsets = step.offsets[begin:end].tolist()
-            ends = [row * T + self.order.rows.document_ends(offset, T + 1) for row, offset in enumerate(offsets)]
-            if self._ignore_next_document:
-                ignored += [of_row - 1 for of_row in ends]
-        masked = np.unique(np.concatenate(ignored)) if ignored else None
-        return batch_of(rows[begin:end], self._device, ends if self._documents else None, masked)
+def _make(steps: Steps, supply: Supply) -> tuple[Step, list[Batch], Any]:
+    """The next step, its micro-batches, and the event after which they are there."""
+    step = next(steps)
+    return step, *supply.batches(step)
 
 
 def _divided(total: int, parts: int, total_name: str, parts_name: str) -> int:

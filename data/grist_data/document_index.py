@@ -33,6 +33,17 @@ class DocumentIndex:
         begin, end = self.ends(max(0, number - 1), number + 1).tolist() if number else (0, int(self.ends(0, 1)[0]))
         return begin, end
 
+    def spans(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens [start, stop) of many documents, in any order: two arrays of int64."""
+        starts, stops = np.empty(len(numbers), np.int64), np.empty(len(numbers), np.int64)
+        of = np.searchsorted(self._firsts, numbers, side="right") - 1
+        for k in np.unique(of).tolist():
+            chosen = of == k
+            ends, local = self._shards[k].doc_ends, numbers[chosen] - self._firsts[k]
+            stops[chosen] = ends[local] + self._begins[k]
+            starts[chosen] = np.where(local > 0, ends[local - 1], 0) + self._begins[k]
+        return starts, stops
+
     def hashes(self, first: int, last: int) -> np.ndarray:
         """(last - first, 16) uint8."""
         found = [self._shards[k].doc_hashes[a:b] for k, a, b in self._spans(first, last)]

@@ -1,164 +1,154 @@
-"""From documents to shards: units are encoded into parts, each a small shard of its own, and parts are joined into shards."""
+"""Units of documents to parts: a part holds the tokens of a unit, and is there, under its name, when the unit is done."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
+import xxhash
 
+from grist_data.atomic import canonical_json
 from grist_data.document import Document
-from grist_data.journal import Journal
+from grist_data.manifest import PARTS_DIRECTORY
+from grist_data.plan import SPLITS, Plan, Split, Unit
+from grist_data.record_file import read_facts, read_record, write_record
 from grist_data.shard_header import Encoding
-from grist_data.shard_writer import write_shard
-from grist_data.shards import ShardFile
-from grist_data.survey import Split, Survey, Unit, text_hash, unit_digest
-from grist_data.tokenizer import Tokenizer
+from grist_data.survey import HASH_BYTES, KEPT, Survey, utf8
 
-SPLITS = ("train", "val")
-PARTS_DIRECTORY = "parts"
+if TYPE_CHECKING:
+    from grist_data.encoder import Encoder
 
 
 @dataclass(frozen=True)
 class Job:
-    """What encoding a unit needs to know, the same for all units."""
+    """What a unit is encoded by and for, the same for all units."""
 
     out: Path
-    tokenizer: Tokenizer
     encoding: Encoding
+    plan: Plan
     split: Split
 
+    @cached_property
+    def digest(self) -> str:
+        """What a part has to agree with to be of this job."""
+        own = [self.encoding.tokenizer_sha256, self.encoding.manifest_sha256, self.encoding.token_bytes]
+        own += [self.encoding.eot_id if self.encoding.eot_appended else None, self.split.seed, self.split.threshold]
+        return hashlib.sha256(canonical_json(own)).hexdigest()
 
-def encode_units(documents: Iterable[Document], survey: Survey, job: Job, journal: Journal) -> None:
-    """Encode every unit that the journal does not list, and list it.
 
-    Raises ValueError when the documents are not those of the survey.
+CHANGED = "the source is not what it was when this preparation began ({what}): start over with overwrite"
+
+
+def encode_units(
+    documents: Iterable[Document], survey: Survey, reasons: np.ndarray, units: Sequence[int], job: Job, encoder: Encoder
+) -> Iterator[int]:
+    """Encode units of one span and yield the number of each when its part is there.
+
+    documents: those of the span, from its beginning. survey: of the span. reasons: (n,) why each is left out, KEPT for what is
+    not. units: numbers, rising. Raises ValueError when the documents are not those of the survey.
     """
-    (job.out / PARTS_DIRECTORY).mkdir(exist_ok=True)
     source = iter(documents)
-    n_tokens = 0
-    with tqdm(total=survey.text_bytes, desc="encoding", unit="B", unit_scale=True, disable=None) as bar:
-        for number, unit in enumerate(survey.units):
-            texts = list(itertools.islice(source, unit.documents))
-            if not _is_finished(number, job, journal):
-                journal.record_unit(number, _encode_unit(number, unit, texts, job))
-            n_tokens += sum(part["tokens"] for part in journal.units[number].values())
-            bar.update(unit.text_bytes)
-            bar.set_postfix_str(f"{n_tokens / 1e6 / max(bar.format_dict['elapsed'], 1e-3):.2f} M tokens/s")
-        if next(source, None) is not None:
-            raise ValueError(_CHANGED.format(what="there are more documents"))
+    at = 0
+    for number in units:
+        unit = job.plan.units[number]
+        _skip(source, unit.first - at)
+        texts = [
+            document
+            for document, reason in zip(
+                itertools.islice(source, unit.stop - unit.first), reasons[unit.first : unit.stop].tolist(), strict=False
+            )
+            if reason == KEPT
+        ]
+        at = unit.stop
+        if at == len(survey) and next(source, None) is not None:
+            raise ValueError(CHANGED.format(what="there are more documents"))
+        encode_unit(number, texts, survey, reasons, job, encoder)
+        yield number
 
 
-_CHANGED = "the source is not what it was when this preparation began ({what}): start over with overwrite"
+def _skip(source: Iterator[Document], n: int) -> None:
+    next(itertools.islice(source, n, n), None)
 
 
-def _is_finished(number: int, job: Job, journal: Journal) -> bool:
-    """Listed in the journal, and the parts are there, whole, and those that were listed."""
-    if number not in journal.units:
-        return False
-    for split, facts in journal.units[number].items():
-        path = _part(job.out, number, split)
-        try:
-            if f"{ShardFile(path, verify='full').header.root:016x}" != facts["root"]:
-                return False
-        except (FileNotFoundError, ValueError):
-            return False
-    return True
+def encode_unit(
+    number: int, texts: list[Document], survey: Survey, reasons: np.ndarray, job: Job, encoder: Encoder
+) -> None:
+    unit = job.plan.units[number]
+    kept = np.flatnonzero(reasons[unit.first : unit.stop] == KEPT) + unit.first
+    encoded = [utf8(document) for document in texts]
+    hashes = b"".join(map(xxhash.xxh3_128_digest, encoded))
+    if hashes != survey.hashes[kept].tobytes():
+        raise ValueError(CHANGED.format(what=_difference(number, texts, hashes, survey.hashes[kept])))
+    result = encoder.encode([document.text for document in texts], hashes)
+    write_part(number, unit, result.ids, survey, kept, job, result.facts)
 
 
-def _encode_unit(number: int, unit: Unit, texts: list[Document], job: Job) -> dict[str, Any]:
-    hashes = [text_hash(document) for document in texts]
-    if unit_digest(hashes) != unit.digest:
-        where = f", from {texts[0].id} on" if texts else ""
-        raise ValueError(_CHANGED.format(what=f"unit {number} differs{where}"))
-    encoded = job.tokenizer.encode_batch([document.text for document in texts])
-    parts = {}
-    for split in SPLITS:
-        chosen = [k for k in range(len(texts)) if job.split.name_of(hashes[k]) == split]
-        ids = {k: _ended(encoded[k], job.encoding) for k in chosen}
-        kept = [k for k in chosen if len(ids[k])]  # a normalizer may leave nothing of a text
-        if kept:
-            parts[split] = _write_part(number, split, [ids[k] for k in kept], [hashes[k] for k in kept], job) | {
-                "text_bytes": sum(len(texts[k].text.encode()) for k in kept)
+def _difference(number: int, texts: list[Document], found: bytes, expected: np.ndarray) -> str:
+    for k, document in enumerate(texts):
+        if found[k * HASH_BYTES : (k + 1) * HASH_BYTES] != expected[k].tobytes():
+            return f"unit {number} differs, from {document.id} on"
+    return f"unit {number} has {len(texts):,} documents, not {len(expected):,}"
+
+
+def write_part(
+    number: int, unit: Unit, ids: list[np.ndarray], survey: Survey, places: np.ndarray, job: Job, facts: dict[str, Any]
+) -> None:
+    """ids: of each document. places: of those documents in the survey."""
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    if job.encoding.eot_appended:
+        assert job.encoding.eot_id is not None, "checked when the tokenizer was obtained"
+        end = np.array([job.encoding.eot_id], np.uint32)
+        ids = [piece for of_document in ids for piece in (of_document, end)]
+        lengths += 1
+    tokens = np.concatenate(ids) if ids else np.zeros(0, np.uint32)
+    if len(tokens) and int(tokens.max()) >= job.encoding.vocab_size:
+        raise ValueError(f"token id {int(tokens.max())} is outside the vocabulary of {job.encoding.vocab_size} ids")
+    stays = lengths > 0  # a normalizer may leave nothing of a text
+    places, lengths = places[stays], lengths[stays]
+    held_out = job.split.held_out(survey.split_hashes[places])
+    counts = {}
+    for split, chosen in zip(SPLITS, (~held_out, held_out), strict=True):
+        if chosen.any():
+            counts[split] = {
+                "tokens": int(lengths[chosen].sum()),
+                "documents": int(chosen.sum()),
+                "text_bytes": int(survey.text_bytes[places[chosen]].sum()),
             }
-    return parts
-
-
-def _ended(ids: np.ndarray, encoding: Encoding) -> np.ndarray:
-    if not encoding.eot_appended:
-        return ids
-    assert encoding.eot_id is not None, "checked when the tokenizer was obtained"
-    return np.append(ids, np.uint32(encoding.eot_id))
-
-
-def _write_part(number: int, split: str, ids: list[np.ndarray], hashes: list[bytes], job: Job) -> dict[str, Any]:
-    doc_ends = np.cumsum([len(of_document) for of_document in ids])
-    header = write_shard(_part(job.out, number, split), job.encoding, ids, doc_ends, b"".join(hashes), {"split": split})
-    return {"tokens": header.n_tokens, "documents": header.n_docs, "root": f"{header.root:016x}"}
-
-
-def _part(out: Path, number: int, split: str) -> Path:
-    return out / PARTS_DIRECTORY / f"{number:06d}-{split}.tok"
-
-
-def join_parts(job: Job, journal: Journal, shard_tokens: int) -> dict[str, Any]:
-    """Write the shards of every split, each of whole units and at least `shard_tokens` tokens (but for the last).
-
-    Returns `splits` of dataset.json. Shards that an interrupted call finished are kept.
-    """
-    groups = {split: list(_grouped(journal, split, shard_tokens)) for split in SPLITS}
-    total = sum(journal.units[k][split]["tokens"] for split in SPLITS for group in groups[split] for k in group)
-    splits = {}
-    with tqdm(total=total, desc="writing shards", unit=" tokens", unit_scale=True, disable=None, leave=False) as bar:
-        for split in SPLITS:
-            shards = []
-            for index, group in enumerate(groups[split]):
-                facts = [journal.units[k][split] for k in group]
-                totals = {key: sum(fact[key] for fact in facts) for key in ("tokens", "documents", "text_bytes")}
-                path = job.out / f"{split}-{index:05d}-of-{len(groups[split]):05d}.tok"
-                root = _join(path, group, split, job, totals, index, len(groups[split]))
-                shards.append({"file": path.name, **totals, "root": f"{root:016x}"})
-                bar.update(totals["tokens"])
-            if shards:
-                totals = {key: sum(shard[key] for shard in shards) for key in ("tokens", "documents", "text_bytes")}
-                splits[split] = {**totals, "token_dtype": job.encoding.dtype.name, "shards": shards}
-    return splits
-
-
-def _grouped(journal: Journal, split: str, shard_tokens: int) -> Iterator[list[int]]:
-    group: list[int] = []
-    size = 0
-    for number in sorted(journal.units):
-        if split in journal.units[number]:
-            group.append(number)
-            size += journal.units[number][split]["tokens"]
-            if size >= shard_tokens:
-                yield group
-                group, size = [], 0
-    if group:
-        yield group
-
-
-def _join(path: Path, group: list[int], split: str, job: Job, totals: dict[str, int], index: int, n_shards: int) -> int:
-    """Write one shard, or find it written, and return its root."""
-    if path.is_file():
-        finished = ShardFile(path, verify="full").header
-        if finished.encoding == job.encoding and finished.n_tokens == totals["tokens"]:
-            return finished.root
-    parts = [ShardFile(_part(job.out, number, split), verify="full") for number in group]
-    begins = np.cumsum([0] + [part.header.n_tokens for part in parts]).tolist()
-    header = write_shard(
-        path,
-        job.encoding,
-        (part.tokens(0, part.header.n_tokens) for part in parts),
-        np.concatenate([part.doc_ends + begin for part, begin in zip(parts, begins, strict=False)]),
-        b"".join(part.doc_hashes.tobytes() for part in parts),
-        {"split": split, "text_bytes": totals["text_bytes"]},
-        index,
-        n_shards,
+    write_record(
+        part_file(job.out, number),
+        {"unit": number, "job": job.digest, "splits": counts, **facts},
+        {
+            "tokens": tokens.astype(job.encoding.dtype),
+            "lengths": lengths,
+            "hashes": survey.hashes[places],
+            "held_out": held_out,
+        },
     )
-    return header.root
+
+
+def part_file(out: Path, number: int) -> Path:
+    return out / PARTS_DIRECTORY / f"{number:06d}.rec"
+
+
+def is_encoded(number: int, job: Job) -> bool:
+    """Whether the part is there, whole, and of this job."""
+    try:
+        facts, _ = read_record(part_file(job.out, number))
+    except (FileNotFoundError, ValueError):
+        return False
+    return facts["job"] == job.digest and facts["unit"] == number
+
+
+def read_part_facts(number: int, job: Job) -> dict[str, Any]:
+    """Raises FileNotFoundError for a unit that is not encoded, ValueError for a part of something else."""
+    file = part_file(job.out, number)
+    facts = read_facts(file)
+    if facts["job"] != job.digest or facts["unit"] != number:
+        raise ValueError(f"{file} is a part of another preparation: encode its unit again")
+    return facts

@@ -30,10 +30,16 @@ class Joined:
         for row, k in enumerate(of.tolist()):
             self.splits[k].gather(local[row : row + 1], out[row : row + 1])
 
-    def document_ends(self, offset: int, n: int) -> np.ndarray:
-        """Where documents end inside the window [offset, offset + n): int64, relative to offset, in 1 to n - 1."""
-        k = int(self._split_of(np.array(offset)))
-        return self.splits[k].document_ends(offset - int(self.starts[k]), n)
+    def documents(self, offsets: np.ndarray, T: int, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Where documents end in rows, and targets that do not count; flat numbers, by split, not by row."""
+        of = self._split_of(offsets)
+        local = offsets - self.starts[of]
+        found = []
+        for k in sorted(set(of.tolist())):
+            chosen = np.flatnonzero(of == k)
+            found.append(self.splits[k].documents(local[chosen], T, [rows[row] for row in chosen.tolist()]))
+        borders, last = zip(*found, strict=True)
+        return np.concatenate(borders), np.concatenate(last)
 
     def will_need(self, offsets: np.ndarray, n: int) -> None:
         """Ask the system to read the windows at `offsets` soon, in the splits that are not read whole anyway."""

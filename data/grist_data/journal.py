@@ -1,7 +1,7 @@
-"""`journal.jsonl`: what a preparation has finished, a line each, so that a killed one can go on.
+"""`journal.jsonl`: what is fixed about a preparation, a line each, so that any process can go on with it.
 
-Lines, in this order: start (the settings), survey (the units that the text is cut into), tokenizer, then one for each encoded
-unit, in any order. A line counts when it is whole, newline included.
+Lines, in this order: start (the settings), plan (the units that the text is cut into), tokenizer. What is done already the
+files of surveys and parts say by being there. A line counts when it is whole, newline included.
 """
 
 from __future__ import annotations
@@ -11,70 +11,90 @@ import os
 from pathlib import Path
 from typing import Any
 
-from grist_data.atomic import sync_directory
+from grist_data.atomic import PART_SUFFIX, sync_directory
 from grist_data.manifest import JOURNAL_FILE
 
-_VERSION = 1
+_VERSION = 2
 
 
 class Journal:
-    """survey, tokenizer_sha256: None until recorded. units: number of the unit -> its parts."""
+    """plan, tokenizer_sha256: None until recorded."""
 
-    def __init__(self, directory: Path, settings: dict[str, Any]) -> None:
-        """Open or begin the journal. Raises ValueError when it was begun with other settings or is damaged."""
+    def __init__(self, directory: Path, settings: dict[str, Any], writer: str = "") -> None:
+        """Open or begin the journal. writer: tells those apart that may begin it at the same time.
+
+        Raises ValueError when it was begun with other settings, by another version, or is damaged.
+        """
         self._path = directory / JOURNAL_FILE
-        self.survey: dict[str, Any] | None = None
-        self.tokenizer_sha256: str | None = None
-        self.units: dict[int, dict[str, Any]] = {}
         lines = self._whole_lines() if self._path.is_file() else []
+        self.plan: dict[str, Any] | None = None
+        self.tokenizer_sha256: str | None = None
         if not lines:
-            self._append({"event": "start", "version": _VERSION, "settings": settings})
-            sync_directory(directory)
+            self._begin({"event": "start", "version": _VERSION, "settings": settings}, writer)
             return
         if lines[0].get("event") != "start" or lines[0].get("version") != _VERSION:
-            raise ValueError(f"{self._path} is not a journal of version {_VERSION}: start over with overwrite")
+            raise ValueError(
+                f"{self._path} is of version {lines[0].get('version')} of this program's journal, which is {_VERSION} now, so"
+                " the preparation cannot go on: start over with overwrite"
+            )
         refuse_other_settings(directory, "an unfinished dataset", lines[0]["settings"], settings)
-        for line in lines[1:]:
-            self._take(line)
+        self._take(lines)
 
-    def record_survey(self, survey: dict[str, Any]) -> None:
-        self._record({"event": "survey", "survey": survey})
+    def read_again(self) -> None:
+        """See what another process has recorded since."""
+        self._take(self._whole_lines())
+
+    def record_plan(self, plan: dict[str, Any]) -> None:
+        self._record({"event": "plan", "plan": plan})
 
     def record_tokenizer(self, sha256: str) -> None:
         self._record({"event": "tokenizer", "sha256": sha256})
 
-    def record_unit(self, number: int, parts: dict[str, Any]) -> None:
-        self._record({"event": "unit", "unit": number, "parts": parts})
-
     def _record(self, line: dict[str, Any]) -> None:
-        self._append(line)
-        self._take(line)
-
-    def _append(self, line: dict[str, Any]) -> None:
+        self._cut_torn_line()
         with open(self._path, "ab") as file:
-            file.write(json.dumps(line).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+            _write_line(file.fileno(), line)
+        self._take([line])
 
-    def _take(self, line: dict[str, Any]) -> None:
-        if line["event"] == "survey":
-            self.survey = line["survey"]
-        elif line["event"] == "tokenizer":
-            self.tokenizer_sha256 = line["sha256"]
-        else:
-            self.units[line["unit"]] = line["parts"]
+    def _begin(self, line: dict[str, Any], writer: str) -> None:
+        """By rename: those who begin at the same time write the same, each under a name of its own."""
+        part = self._path.with_name(f"{self._path.name}{writer}{PART_SUFFIX}")
+        try:
+            with open(part, "wb") as file:
+                _write_line(file.fileno(), line)
+            os.replace(part, self._path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        sync_directory(self._path.parent)
+
+    def _take(self, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            if line["event"] == "plan":
+                self.plan = line["plan"]
+            elif line["event"] == "tokenizer":
+                self.tokenizer_sha256 = line["sha256"]
 
     def _whole_lines(self) -> list[dict[str, Any]]:
-        """Parse the file, and cut off a last line that was being written when the process died."""
         data = self._path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
         try:
-            lines = [json.loads(line) for line in whole.splitlines()]
+            return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
         except ValueError as error:
             raise ValueError(f"{self._path} is damaged ({error}): start over with overwrite") from error
-        if len(whole) < len(data):
-            os.truncate(self._path, len(whole))
-        return lines
+
+    def _cut_torn_line(self) -> None:
+        """A last line that was being written when the process died."""
+        data = self._path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            os.truncate(self._path, whole)
+
+
+def _write_line(handle: int, line: dict[str, Any]) -> None:
+    data = json.dumps(line).encode() + b"\n"
+    while data:
+        data = data[os.write(handle, data) :]
+    os.fsync(handle)
 
 
 def refuse_other_settings(directory: Path, what: str, found: dict[str, Any], asked: dict[str, Any]) -> None:

@@ -14,14 +14,17 @@ LOCK_FILE = ".lock"
 
 
 @contextlib.contextmanager
-def exclusive(directory: Path) -> Iterator[None]:
-    """Hold the directory's lock; wait, and say so, while another process has it."""
+def exclusive(directory: Path) -> Iterator[BinaryIO]:
+    """Hold the directory's lock; wait, and say so, while another process has it.
+
+    Yields the open file: a process that inherits it holds the lock, too, for as long as it lives.
+    """
     with open(directory / LOCK_FILE, "ab") as file:
         if not _try_lock(file):
             print(f"waiting for another process that writes {directory}", file=sys.stderr)
             while not _try_lock(file):
                 time.sleep(0.2)
-        yield
+        yield file
 
 
 def _try_lock(file: BinaryIO) -> bool:

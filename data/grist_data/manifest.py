@@ -11,6 +11,8 @@ from grist_data.atomic import canonical_json, read_json, write_atomically
 
 DATASET_FILE = "dataset.json"
 JOURNAL_FILE = "journal.jsonl"
+# Of an unfinished preparation: what it read, what it encoded, and a stream that it stored.
+SURVEY_DIRECTORY, PARTS_DIRECTORY, SPOOL_DIRECTORY = WORK_DIRECTORIES = ("survey", "parts", "spool")
 FORMAT = "gristmill-tokens"
 VERSION = 1
 _CHECKSUM = "sha256_of_the_rest"

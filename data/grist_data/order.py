@@ -56,7 +56,7 @@ class Plan:
     """Everything that decides in which order a source is read. Two runs with equal plans read the same samples.
 
     seed: of the order. sequence_length, stride: tokens of a window, and between the beginnings of two. jitter: other cuts in
-    every epoch. shuffle: False reads in file order.
+    every epoch. shuffle: False reads in file order. packing: `none`, or `best-fit` for bins of whole documents (packing.py).
     """
 
     seed: int
@@ -64,10 +64,11 @@ class Plan:
     stride: int
     jitter: bool
     shuffle: bool
+    packing: str = "none"
 
     def digest(self, stages: Sequence[Any] = ((0, "single"),)) -> str:
-        """sha256 of the plan. stages: how sources take turns, as JSON; `packing` is the place of packing to come."""
-        plan: dict[str, Any] = {"version": _PLAN_VERSION, "stages": stages, "packing": "none", **vars(self)}
+        """sha256 of the plan. stages: how sources take turns, as JSON."""
+        plan: dict[str, Any] = {"version": _PLAN_VERSION, "stages": stages, **vars(self)}
         return hashlib.sha256(canonical_json(plan)).hexdigest()
 
 

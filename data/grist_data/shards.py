@@ -10,7 +10,7 @@ import bisect
 import hashlib
 import json
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -60,6 +60,8 @@ class ShardFile:
                 raise ValueError(problem)
         elif self._lazy:
             self._check_block_sums()
+            for problem in self._padding_problems():
+                raise ValueError(problem)
         n_tokens = self.header.n_tokens
         if self.header.n_docs and int(self.doc_ends[-1]) != n_tokens:
             raise ValueError(
@@ -101,9 +103,7 @@ class ShardFile:
             for block in range(self.header.blocks(name)):
                 if problem := self._block_problem(name, block):
                     yield problem
-        for name, (offset, size) in self.header.sections.items():
-            if any(self._map[offset + size : offset + padded(size)]):
-                yield f"{self.path}: the padding after section {name} is not zero"
+        yield from self._padding_problems()
 
     def will_need(self, start: int, stop: int) -> None:
         """Ask the system to read tokens [start, stop) soon. Does nothing where the platform cannot."""
@@ -136,9 +136,18 @@ class ShardFile:
 
     def _check_block_sums(self) -> None:
         if root_of(self._block_sums) != self.header.root:
+            offset, size = self.header.sections["block_sums"]
             raise ValueError(
-                f"{self.path}: section block_sums does not match the root in the header; the file is damaged"
+                f"{self.path}: section block_sums (bytes {offset} to {offset + size - 1}) does not match the root in the"
+                " header; the file is damaged"
             )
+
+    def _padding_problems(self) -> Iterator[str]:
+        for name, (offset, size) in self.header.sections.items():
+            padding = self._map[offset + size : offset + padded(size)]
+            if damaged := padding.strip(b"\0"):
+                at = offset + size + padding.index(damaged)
+                yield f"{self.path}: the padding after section {name} is not zero at byte {at}"
 
     def _check_blocks(self, name: str, start: int, stop: int) -> None:
         for block in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
@@ -165,9 +174,18 @@ class Shards:
     n_tokens, n_docs: counts, end-of-text tokens included. n_bytes: UTF-8 bytes of the texts, without them.
     dataset_id, tokenizer_sha256: hex digests. vocab_size: rows a model needs. eot_id: id after each document, or None.
     shards: the files. directory, split: what was opened.
+    Pickled, it is the names: another process opens the files again. One that was forked off shares the mapped files.
     """
 
-    def __init__(self, directory: Path, split: str, manifest: dict[str, Any], shards: list[ShardFile]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        split: str,
+        manifest: dict[str, Any],
+        shards: list[ShardFile],
+        verify: Verify = "header",
+    ) -> None:
+        self._verify: Verify = verify
         self.directory, self.split, self.shards = directory, split, shards
         facts = manifest["splits"][split]
         self.n_tokens: int = facts["tokens"]
@@ -223,7 +241,11 @@ class Shards:
             shard = ShardFile(directory / facts["file"], verify)
             _check_belongs(shard, facts, own_sha256)
             shards.append(shard)
-        return cls(directory, split, manifest, shards)
+        return cls(directory, split, manifest, shards, verify)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        verify = "lazy" if self._verify == "lazy" else "header"  # what was verified in full need not be again
+        return _open_again, (self.directory, self.split, verify, self.dataset_id)
 
     def read(self, offset: int, n: int) -> np.ndarray:
         """Tokens [offset, offset + n) as uint16 or uint32, across shard borders. Raises IndexError outside the split."""
@@ -245,10 +267,27 @@ class Shards:
     def gather(self, offsets: np.ndarray, out: np.ndarray) -> None:
         """Copy len(out) windows of out.shape[1] tokens into the rows of `out`; none may cross a shard border."""
         n = out.shape[1]
-        for row, offset in zip(out, offsets.tolist(), strict=True):
+        for row, offset in enumerate(offsets.tolist()):
             k = bisect.bisect_right(self._starts, offset) - 1
             start = offset - self._starts[k]
-            row[:] = self.shards[k].tokens(start, start + n)
+            out[row] = self.shards[k].tokens(start, start + n)
+
+    def documents(self, offsets: np.ndarray, T: int, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Where documents end in the windows of T + 1 tokens at `offsets`, and the targets that belong to the next document.
+
+        Both int64, in flat numbers of rows of T tokens, `rows` being the number of each. An end at T, which divides a row's
+        last input from its target, is the beginning of the next row.
+        """
+        found = [np.zeros(0, np.int64)]
+        for row, offset in zip(rows, offsets.tolist(), strict=True):
+            k = bisect.bisect_right(self._starts, offset) - 1
+            begin = offset - self._starts[k]
+            ends = self.shards[k].doc_ends
+            first, last = ends.searchsorted((begin + 1, begin + T + 1)).tolist()
+            if first < last:
+                found.append(ends[first:last] + (row * T - begin))
+        borders = np.concatenate(found)
+        return borders, borders - 1
 
     def will_need(self, offsets: np.ndarray, n: int | None) -> None:
         """Ask the system to read the windows at `offsets` soon (n None: to the end of their shard)."""
@@ -280,6 +319,16 @@ class Shards:
             end = min(stop, self._starts[k + 1])
             yield k, offset - self._starts[k], end - self._starts[k]
             offset, k = end, k + 1
+
+
+def _open_again(directory: Path, split: str, verify: Verify, dataset_id: str) -> Shards:
+    shards = Shards.open(directory, split, verify)
+    if shards.dataset_id != dataset_id:
+        raise ValueError(
+            f"the dataset in {directory} was {dataset_id} when it was opened, but is {shards.dataset_id} now: it was prepared"
+            " again meanwhile"
+        )
+    return shards
 
 
 def _check_belongs(shard: ShardFile, facts: dict[str, Any], tokenizer_sha256: str) -> None:

@@ -1,4 +1,4 @@
-"""Read a source once, before anything is encoded: how much there is, how it is cut into units, and who is held out.
+"""Read a span of a source before anything is encoded: of each document hash, size, and whether it is left out and why.
 
 Which split a document falls into depends on the seed and its own text. So it stays there when documents are added, and
 copies of a text are never divided between training and validation.
@@ -6,76 +6,98 @@ copies of a text are never divided between training and validation.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+import struct
+from array import array
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+import numpy as np
 import xxhash
-from tqdm import tqdm
 
-from grist_data.atomic import canonical_json
 from grist_data.document import Document
 from grist_data.permutation import hash64
 
+HASH_BYTES = 16
+# Places of these in `Survey.names`; what cleaning calls its reasons comes after them.
+KEPT, EMPTY, DUPLICATE, NEAR_DUPLICATE = range(4)
+REASONS = ("kept", "empty", "duplicate", "near_duplicate")
 
-@dataclass(frozen=True)
-class Unit:
-    """Consecutive documents that are encoded as one. digest: xxh3_128 over the documents' hashes, in hex."""
 
-    documents: int
-    text_bytes: int
-    digest: str
+class Judge(Protocol):
+    """What cleaning says of a text alone: why it is left out, or None; and what near-duplicates are found by, or None."""
+
+    def reason(self, text: str) -> str | None: ...
+    def signature(self, text: str) -> np.ndarray | None: ...
 
 
 @dataclass(frozen=True)
 class Survey:
-    """lowest, highest: smallest and largest split hash of any document."""
+    """The documents of a span, a row each, in order.
 
-    units: list[Unit]
-    lowest: int
-    highest: int
-
-    @property
-    def documents(self) -> int:
-        return sum(unit.documents for unit in self.units)
-
-    @property
-    def text_bytes(self) -> int:
-        return sum(unit.text_bytes for unit in self.units)
-
-    def digest(self) -> str:
-        """sha256 of the list of units: the shards' record of what text they were made from."""
-        return hashlib.sha256(canonical_json([asdict(unit) for unit in self.units])).hexdigest()
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Survey:
-        return cls([Unit(**unit) for unit in values["units"]], values["lowest"], values["highest"])
-
-
-@dataclass(frozen=True)
-class Split:
-    """A document is held out when its split hash is below the threshold.
-
-    adjusted: the fraction alone would have left a split empty, so the document with the lowest hash was moved to
-    validation, or the one with the highest to training.
+    hashes: (n, 16) uint8, xxh3_128 of the UTF-8 text. split_hashes: (n,) uint64. text_bytes: (n,) uint64, UTF-8.
+    reasons: (n,) uint8, a place in `names`, KEPT for what stays. replaced: (n,) uint64, characters that the source could not
+    read and replaced. signatures: (kept, width) uint32, of what stays here; width 0 where nobody asks for near-duplicates.
     """
 
-    seed: int
-    threshold: int
-    adjusted: bool
+    hashes: np.ndarray
+    split_hashes: np.ndarray
+    text_bytes: np.ndarray
+    reasons: np.ndarray
+    replaced: np.ndarray
+    signatures: np.ndarray
+    names: tuple[str, ...] = REASONS
 
-    def name_of(self, text_hash: bytes) -> str:
-        return "val" if split_hash(text_hash, self.seed) < self.threshold else "train"
+    def __len__(self) -> int:
+        return len(self.reasons)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {name: getattr(self, name) for name in _ARRAYS}
+
+    @classmethod
+    def from_record(cls, facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> Survey:
+        return cls(**{name: arrays[name] for name in _ARRAYS}, names=tuple(facts["reasons"]))
 
 
-def text_hash(document: Document) -> bytes:
-    """xxh3_128 of the text. Raises ValueError for a text that UTF-8 cannot hold."""
+_ARRAYS = ("hashes", "split_hashes", "text_bytes", "reasons", "replaced", "signatures")
+
+
+def survey_documents(documents: Iterable[Document], seed: int, judge: Judge | None = None) -> Survey:
+    """Raises ValueError for a text that UTF-8 cannot hold."""
+    hashes, split_hashes, text_bytes = array("B"), array("Q"), array("Q")
+    reasons, replaced = array("B"), array("Q")
+    signatures: list[np.ndarray] = []
+    codes = {name: code for code, name in enumerate(REASONS)}
+    split_hash_of = split_hasher(seed)
+    for document in documents:
+        data = utf8(document)
+        digest = xxhash.xxh3_128_digest(data)
+        hashes.frombytes(digest)
+        split_hashes.append(split_hash_of(digest))
+        text_bytes.append(len(data))
+        replaced.append(document.replaced)
+        if not data or document.text.isspace():
+            reasons.append(EMPTY)
+        else:
+            reason = None if judge is None else judge.reason(document.text)
+            reasons.append(KEPT if reason is None else codes.setdefault(reason, len(codes)))
+            if judge is not None and reason is None and (signature := judge.signature(document.text)) is not None:
+                signatures.append(signature)
+    return Survey(
+        np.asarray(hashes).reshape(-1, HASH_BYTES),
+        np.asarray(split_hashes),
+        np.asarray(text_bytes),
+        np.asarray(reasons),
+        np.asarray(replaced),
+        np.stack(signatures) if signatures else np.zeros((0, 0), np.uint32),
+        tuple(codes),
+    )
+
+
+def utf8(document: Document) -> bytes:
+    """Raises ValueError for a text that UTF-8 cannot hold."""
     try:
-        return xxhash.xxh3_128_digest(document.text.encode())
+        return document.text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
             f"document {document.id} holds half of a UTF-16 pair ({document.text[error.start]!r}), which is not text: use"
@@ -83,46 +105,18 @@ def text_hash(document: Document) -> bytes:
         ) from error
 
 
+def text_hash(document: Document) -> bytes:
+    """xxh3_128 of the text. Raises ValueError for a text that UTF-8 cannot hold."""
+    return xxhash.xxh3_128_digest(utf8(document))
+
+
 def split_hash(text_hash: bytes, seed: int) -> int:
     """Uniform in [0, 2^64)."""
     return hash64("split", seed, text_hash)
 
 
-def take_survey(documents: Iterable[Document], unit_bytes: int, seed: int) -> Survey:
-    """Raises ValueError when there is no document."""
-    units: list[Unit] = []
-    hashes, n_bytes = [], 0
-    lowest, highest = 1 << 64, -1
-    with tqdm(documents, desc="reading", unit=" texts", unit_scale=True, disable=None, leave=False) as bar:
-        for document in bar:
-            hashes.append(text_hash(document))
-            n_bytes += len(document.text.encode())
-            of_document = split_hash(hashes[-1], seed)
-            lowest, highest = min(lowest, of_document), max(highest, of_document)
-            if n_bytes >= unit_bytes:
-                units.append(Unit(len(hashes), n_bytes, unit_digest(hashes)))
-                hashes, n_bytes = [], 0
-    if hashes:
-        units.append(Unit(len(hashes), n_bytes, unit_digest(hashes)))
-    if not units:
-        raise ValueError("the corpus is empty: the source gave no document with a visible character")
-    return Survey(units, lowest, highest)
-
-
-def unit_digest(text_hashes: list[bytes]) -> str:
-    return xxhash.xxh3_128_hexdigest(b"".join(text_hashes))
-
-
-def decide_split(survey: Survey, val_fraction: float, seed: int) -> Split:
-    """Raises ValueError when there is only one text and one is to be held out."""
-    if val_fraction == 0:
-        return Split(seed, 0, adjusted=False)
-    if survey.lowest == survey.highest:
-        copies = "" if survey.documents == 1 else f" ({survey.documents} copies of it)"
-        raise ValueError(
-            f"the corpus is a single document{copies}, so none can be held out: divide it with the option separator (of the"
-            " files source), or set val_fraction to 0 for no validation split"
-        )
-    asked = int(val_fraction * 2**64)
-    threshold = min(max(asked, survey.lowest + 1), survey.highest)
-    return Split(seed, threshold, adjusted=threshold != asked)
+def split_hasher(seed: int) -> Callable[[bytes], int]:
+    """`split_hash` for one seed: what does not change is framed once, as `hash64` frames it."""
+    frame = b"b" + struct.pack("<Q", 5) + b"split" + b"i" + struct.pack("<Q", seed & (1 << 64) - 1)
+    frame += b"b" + struct.pack("<Q", HASH_BYTES)
+    return lambda text_hash: xxhash.xxh3_64_intdigest(frame + text_hash)

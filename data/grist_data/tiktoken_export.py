@@ -1,16 +1,15 @@
 """tiktoken's vocabularies as a tokenizer.json with identical ids: `gpt2`, `o200k_base`, `o200k_harmony` (GPT-OSS's).
 
-tiktoken stores ranks, `tokenizers` wants merges. When tiktoken forms a token, no merge has crossed its borders, so its
-inside was merged exactly as if it stood alone; the last step of that is the token's one and only merge. A token that
-merging alone does not reach is used only where it is a whole pre-token (`ignore_merges`), as in tiktoken.
+tiktoken stores ranks, `tokenizers` wants merges; engine_ranks.py, which goes the other way, says why each token has one at
+most. A token that merging does not reach is used only where it is a whole pre-token (`ignore_merges`), as in tiktoken.
 """
 
 from __future__ import annotations
 
 import base64
-import itertools
 from pathlib import Path
 
+from grist_data.engine_ranks import last_merge
 from grist_data.patterns import GPT2, O200K
 from grist_data.tokenizer import END_OF_TEXT, Tokenizer, bytes_to_characters
 
@@ -77,9 +76,9 @@ def from_ranks(ranks: dict[bytes, int], special_tokens: dict[str, int], pattern:
         return "".join(characters[byte] for byte in token)
 
     merges = [
-        [spelled(parts[0]), spelled(parts[1])]
-        for token, rank in sorted(ranks.items(), key=lambda item: item[1])
-        if len(parts := _merged_below(ranks, token, rank)) == 2
+        [spelled(merge[0]), spelled(merge[1])]
+        for token in sorted(ranks, key=ranks.__getitem__)
+        if (merge := last_merge(ranks, token))
     ]
     # Special tokens stand in the vocabulary as well: only there can they have any id, with gaps between.
     vocab = {spelled(token): rank for token, rank in ranks.items()} | special_tokens
@@ -104,19 +103,6 @@ def from_ranks(ranks: dict[bytes, int], special_tokens: dict[str, int], pattern:
             "model": {"type": "BPE", "vocab": vocab, "merges": merges, "ignore_merges": True},
         }
     )
-
-
-def _merged_below(ranks: dict[bytes, int], token: bytes, limit: int) -> list[bytes]:
-    """The token's bytes after every merge of a rank below `limit`, lowest rank first, leftmost among equals."""
-    parts = [bytes([byte]) for byte in token]
-    while len(parts) > 2:
-        candidates = [ranks.get(left + right, limit) for left, right in itertools.pairwise(parts)]
-        best = min(candidates)
-        if best >= limit:
-            break
-        at = candidates.index(best)
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts
 
 
 def _installed_ranks(name: str) -> dict[bytes, int]:

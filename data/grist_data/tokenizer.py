@@ -18,7 +18,7 @@ import numpy as np
 import tokenizers
 
 from grist_data.atomic import canonical_json, read_json, write_atomically
-from grist_data.patterns import GPT2, O200K
+from grist_data.patterns import KNOWN
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -53,15 +53,19 @@ class Tokenizer:
     bos_id: id of `bos_token` in tokenizer_config.json, or None. special_tokens: name -> id of every special token.
     vocab_size: largest id + 1, the number of rows a model needs (o200k has unused ids in between).
     sha256: hex digest of `json_bytes`, the canonical tokenizer.json, which is also the file that `save` writes.
+    definition: tokenizer.json as Python values. trained_by: package and version, where it was trained just now.
     """
 
-    def __init__(self, definition: dict[str, Any], config: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, definition: dict[str, Any], config: dict[str, Any] | None = None, trained_by: str | None = None
+    ) -> None:
         # Files saved by other programs may carry a truncation that would silently shorten every document.
         definition = {**definition, "truncation": None, "padding": None}
         self.json_bytes = canonical_json(definition)
         self.sha256 = hashlib.sha256(self.json_bytes).hexdigest()
         self.kind = str(definition["model"].get("type", "BPE")).lower()
-        self._definition = definition
+        self.definition = definition
+        self.trained_by = trained_by
         self._engine = tokenizers.Tokenizer.from_str(self.json_bytes.decode())
         self._engine.encode_special_tokens = True  # means: encode their names as plain text
         added = self._engine.get_added_tokens_decoder()
@@ -119,12 +123,18 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text as uint32 arrays, computed on all cores (TOKENIZERS_PARALLELISM=false for one)."""
-        for text in texts:
-            _refuse_surrogates(text)
-        pieces = [list(pieces_of(text)) if self.cuts_at_spaces else [text] for text in texts]
+        pieces = [list(pieces_of(text)) for text in texts] if self.cuts_at_spaces else [[text] for text in texts]
         flat = [piece for of_text in pieces for piece in of_text]
-        encodings = iter(self._engine.encode_batch_fast(flat, add_special_tokens=False))
-        return [np.concatenate([np.array(next(encodings).ids, np.uint32) for _ in of_text]) for of_text in pieces]
+        try:
+            encodings = self._engine.encode_batch_fast(flat, add_special_tokens=False)
+        except TypeError:  # what the library makes of text that UTF-8 cannot hold
+            refuse_surrogates(texts)
+            raise
+        arrays = [np.array(encoding.ids, np.uint32) for encoding in encodings]
+        if len(arrays) == len(texts):
+            return arrays
+        rest = iter(arrays)
+        return [np.concatenate([next(rest) for _ in of_text]) for of_text in pieces]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids, special tokens by name. Bytes that are no UTF-8 and ids without a token become U+FFFD."""
@@ -143,15 +153,15 @@ class Tokenizer:
     @cached_property
     def cuts_at_spaces(self) -> bool:
         """Whether encoding a text in pieces that begin at a space gives the ids of the whole text."""
-        added_as_text = any(not token["special"] for token in self._definition.get("added_tokens", []))
-        if self._definition.get("normalizer") or added_as_text:
+        added_as_text = any(not token["special"] for token in self.definition.get("added_tokens", []))
+        if self.definition.get("normalizer") or added_as_text:
             return False
-        first = _steps(self._definition.get("pre_tokenizer"), "pretokenizers")[:1]
+        first = _steps(self.definition.get("pre_tokenizer"), "pretokenizers")[:1]
         return any(
             (step["type"] == "ByteLevel" and step.get("use_regex", True) and not step.get("add_prefix_space"))
             or (
                 step["type"] == "Split"
-                and step["pattern"].get("Regex") in (GPT2, O200K)
+                and step["pattern"].get("Regex") in KNOWN
                 and step["behavior"] == "Isolated"
                 and not step["invert"]
             )
@@ -160,7 +170,7 @@ class Tokenizer:
 
     @cached_property
     def _byte_level(self) -> bool:
-        return any(step["type"] == "ByteLevel" for step in _steps(self._definition.get("decoder"), "decoders"))
+        return any(step["type"] == "ByteLevel" for step in _steps(self.definition.get("decoder"), "decoders"))
 
     @cached_property
     def _bytes_of_id(self) -> dict[int, bytes]:
@@ -169,7 +179,7 @@ class Tokenizer:
                 f"token bytes are defined for byte-level tokenizers; this {self.kind} one is not byte-level"
             )
         byte_of = {character: byte for byte, character in enumerate(bytes_to_characters())}
-        prefix = self._definition["model"].get("continuing_subword_prefix") or ""
+        prefix = self.definition["model"].get("continuing_subword_prefix") or ""
         literal = self._engine.get_added_tokens_decoder()
         table = {}
         for token, id_ in self._engine.get_vocab(with_added_tokens=True).items():
@@ -195,11 +205,13 @@ def _steps(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
     return [*component[key]] if component["type"] == "Sequence" else [component]
 
 
-def _refuse_surrogates(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"character {error.start} of the text is a lone surrogate ({text[error.start]!r}), half of a UTF-16 pair and"
-            " not text: replace it, for instance with the source option errors='replace'"
-        ) from error
+def refuse_surrogates(texts: Iterable[str]) -> None:
+    """Raises ValueError for the first text that holds half of a UTF-16 pair, which UTF-8 has no bytes for."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"character {error.start} of the text is a lone surrogate ({text[error.start]!r}), half of a UTF-16 pair"
+                " and not text: replace it, for instance with the source option errors='replace'"
+            ) from error

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grist_data import Batches, Shards, evaluation_batches, supply
+from grist_data import Batches, Shards, evaluation_batches, side_stream
 from grist_data.batches import IGNORE
 
 T = 16
@@ -303,7 +303,7 @@ def test_batches_on_the_gpu_equal_those_on_the_cpu(shards):
         Batches(shards, T, 8, seed=0, device="cuda", micro_batch_size=4),
         Batches(shards, T, 8, seed=0, micro_batch_size=4),
     )
-    for _ in range(3 * supply.RING):
+    for _ in range(3 * side_stream.RING):
         for theirs, ours in zip(next(on_gpu), next(on_cpu), strict=True):
             assert theirs.ids_BT.device.type == "cuda"
             assert theirs.ids_BT.cpu().equal(ours.ids_BT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from grist_data import Shards, command_line
+from grist_data.cleaning import CleanConfig
 from grist_data.prepare import PrepareConfig
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "data")}
@@ -25,7 +27,10 @@ def test_help_is_quick(module):
     assert time.monotonic() - begin < 2
     assert "Warning" not in done.stderr
     if module == "prepare":
-        assert all(f"--{field.name} " in done.stdout for field in dataclasses.fields(PrepareConfig))
+        assert all(
+            f"--{field.name} " in done.stdout for field in dataclasses.fields(PrepareConfig) if field.name != "clean"
+        )
+        assert all(f"--clean.{field.name} " in done.stdout for field in dataclasses.fields(CleanConfig))
 
 
 def test_the_package_does_not_import_torch():
@@ -34,11 +39,12 @@ def test_the_package_does_not_import_torch():
 
 
 def test_every_field_has_a_help_text():
-    assert set(command_line._help_of_fields()) == {field.name for field in dataclasses.fields(PrepareConfig)}
+    for config in (PrepareConfig, CleanConfig):
+        assert set(command_line._help_of_fields(config)) == {field.name for field in dataclasses.fields(config)}
 
 
 def parsed(*arguments: str) -> dict:
-    return vars(command_line._parser().parse_args(command_line._with_underscores(list(arguments))))
+    return vars(command_line._parser().parse_args(command_line.with_underscores(list(arguments))))
 
 
 def test_options_are_read():
@@ -97,3 +103,34 @@ def test_errors_are_one_line(arguments, message, tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.startswith(message)
     assert said.count("\n") == 1
+
+
+def test_settings_from_a_file(tmp_path):
+    file = tmp_path / "prepare.yaml"
+    file.write_text("source: files\npaths: [a.txt]\nval_fraction: 0\nseed: 3\nclean: {min_chars: 5, languages: [en]}\n")
+    made = command_line.read_config(str(file), {"seed": 4, "clean.min_chars": 9, "separator": r"\n"})
+    assert (made.paths, made.val_fraction, made.seed, made.separator) == (("a.txt",), 0, 4, "\n")
+    assert made.clean == CleanConfig(min_chars=9, languages=("en",))
+    assert made == PrepareConfig.from_values(json.loads(json.dumps(dataclasses.asdict(made))))
+    file.write_text(json.dumps({"source": "files", "paths": ["a.txt"]}))
+    assert command_line.read_config(str(file), {}) == PrepareConfig(source="files", paths=("a.txt",))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sauce: files", "unknown setting 'sauce'; the settings are source, out"),
+        ("seed: '3'", "seed must be a whole number, but is '3'"),
+        ("streaming: 1", "streaming must be true or false, but is 1"),
+        ("paths: a.txt", "paths must be a list, each a text, but is 'a.txt'"),
+        ("engine: fast", "engine must be one of auto, tokenizers, tiktoken, gigatoken, but is 'fast'"),
+        ("name: [a]", r"name must be a text or null, but is \['a'\]"),
+        ("clean: {min_chars: few}", "clean: min_chars must be a whole number, but is 'few'"),
+        ("[1]", "expected names of settings and their values, but got list"),
+        ("a: [", "is neither YAML nor JSON"),
+    ],
+)
+def test_wrong_settings_in_a_file(text, message, tmp_path):
+    (tmp_path / "prepare.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        command_line.read_config(str(tmp_path / "prepare.yaml"), {})

@@ -16,7 +16,7 @@ import pytest
 from text_corpus import corpus_texts, write_jsonl
 
 import grist_data
-from grist_data import Document, Shards, Tokenizer
+from grist_data import Document, Shards, Tokenizer, work
 from grist_data import encode as encode_module
 from grist_data.prepare import PrepareConfig, prepare
 from grist_data.sources import SOURCES
@@ -108,7 +108,7 @@ def test_an_interrupted_preparation_goes_on(dataset, config, tmp_path, monkeypat
     """Stopped after so many units, with or without half a line at the end of the journal."""
     out = tmp_path / "d"
     made = config(out, shard_tokens=3000)
-    real = encode_module._encode_unit
+    real = encode_module.encode_unit
     encoded: list[int] = []
 
     def stopping(number, *rest):
@@ -117,18 +117,18 @@ def test_an_interrupted_preparation_goes_on(dataset, config, tmp_path, monkeypat
         encoded.append(number)
         return real(number, *rest)
 
-    monkeypatch.setattr(encode_module, "_encode_unit", stopping)
+    monkeypatch.setattr(encode_module, "encode_unit", stopping)
     with pytest.raises(Killed):
         prepare(made)
     with pytest.raises(ValueError, match="is not finished"):
         Shards.open(out)
     if torn:
         with open(out / "journal.jsonl", "ab") as journal:
-            journal.write(b'{"event": "unit", "unit": 9')
+            journal.write(b'{"event": "tokenizer", "sha2')
     (out / "tokenizer.json.part").write_bytes(b"half")
     resumed: list[int] = []
     monkeypatch.setattr(
-        encode_module, "_encode_unit", lambda number, *rest: resumed.append(number) or real(number, *rest)
+        encode_module, "encode_unit", lambda number, *rest: resumed.append(number) or real(number, *rest)
     )
     prepare(made)
     assert resumed[0] == units
@@ -140,13 +140,13 @@ def test_an_interrupted_preparation_goes_on(dataset, config, tmp_path, monkeypat
 def test_parts_that_are_missing_or_damaged_are_made_again(dataset, config, tmp_path, monkeypatch):
     out = tmp_path / "d"
     made = config(out, shard_tokens=3000)
-    monkeypatch.setattr(encode_module, "join_parts", lambda *args: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(work, "plan_shards", lambda *args: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         prepare(made)
     monkeypatch.undo()
     parts = sorted((out / "parts").iterdir())
     parts[0].unlink()
-    for part, place in ((parts[-1], 5000), (parts[-4], 10)):
+    for part, place in ((parts[-1], 1500), (parts[-4], 10)):
         data = bytearray(part.read_bytes())
         data[place] ^= 1
         part.write_bytes(data)
@@ -157,9 +157,7 @@ def test_parts_that_are_missing_or_damaged_are_made_again(dataset, config, tmp_p
 def test_shards_that_were_finished_are_kept(dataset, config, tmp_path, monkeypatch):
     out = tmp_path / "d"
     made = config(out, shard_tokens=3000)
-    import grist_data.prepare as prepare_module
-
-    monkeypatch.setattr(prepare_module, "write_manifest", lambda *args: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(work, "write_manifest", lambda *args: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         prepare(made)
     monkeypatch.undo()
@@ -172,7 +170,7 @@ def test_shards_that_were_finished_are_kept(dataset, config, tmp_path, monkeypat
 
 
 def test_changed_settings_of_an_unfinished_dataset(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(encode_module, "_encode_unit", lambda *args: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(encode_module, "encode_unit", lambda *args: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         prepare(config(tmp_path / "d"))
     monkeypatch.undo()
@@ -187,7 +185,7 @@ def test_a_source_that_changes_midway_is_noticed(config, tmp_path, monkeypatch, 
     texts = corpus_texts(20)
     file = write_jsonl(tmp_path / "text.jsonl", texts)
     made = config(tmp_path / "d", paths=(str(file),))
-    monkeypatch.setattr(encode_module, "_encode_unit", lambda *args: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(encode_module, "encode_unit", lambda *args: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         prepare(made)
     monkeypatch.undo()
@@ -197,7 +195,7 @@ def test_a_source_that_changes_midway_is_noticed(config, tmp_path, monkeypatch, 
 
 
 def test_kill_minus_nine(dataset, config, corpus, tmp_path):
-    """Killed once the journal has some lines, several times over, until a run gets to the end."""
+    """Killed once some files are there, several times over, until a run gets to the end."""
     out = tmp_path / "d"
     command = [
         sys.executable,
@@ -212,10 +210,10 @@ def test_kill_minus_nine(dataset, config, corpus, tmp_path):
     ]
     command += ["--vocab_size", "320", "--val_fraction", "0.2", "--unit_bytes", "4000", "--shard_tokens", "3000"]
     env = os.environ | {"PYTHONPATH": str(DATA), "TOKENIZERS_PARALLELISM": "false"}
-    journal, kills = out / "journal.jsonl", 0
-    for lines in (2, 4, 7):
+    kills = 0
+    for pattern, number in (("survey/*.rec", 1), ("parts/*.rec", 1), ("parts/*.rec", 4)):
         process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        while process.poll() is None and not (journal.is_file() and journal.read_bytes().count(b"\n") >= lines):
+        while process.poll() is None and len(list(out.glob(pattern))) < number:
             time.sleep(0.0005)
         kills += process.poll() is None
         process.kill()
@@ -237,7 +235,7 @@ def test_signals_leave_no_half_written_file(config, tmp_path, number):
     command += ["--vocab_size", "300", "--unit_bytes", "3000"]
     env = os.environ | {"PYTHONPATH": str(DATA), "TOKENIZERS_PARALLELISM": "false"}
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not list(out.glob("parts/*.tok")):
+    while process.poll() is None and not list(out.glob("parts/*.rec")):
         time.sleep(0.005)
     process.send_signal(number)
     _, said = process.communicate(timeout=30)

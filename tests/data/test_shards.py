@@ -227,6 +227,40 @@ def test_flipped_document_end_is_found_lazily(own_dataset):
         Shards.open(own_dataset, verify="lazy")
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_flipped_byte_is_found_lazily_and_fully(tmp_path_factory, data):
+    """Both name the file, the section and where in the file; `lazy` when the byte's block is first read, or at once."""
+    path = tmp_path_factory.mktemp("shard") / "a.tok"
+    shard = written(path, [np.arange(3000)], [1000, 1500, 500])
+    sections = {name: span for name, span in shard.header.sections.items() if span[1]}
+    part = data.draw(st.sampled_from(["header", "between", *sections]))
+    if part == "header":
+        at = data.draw(st.integers(0, HEADER_BYTES - 1))
+        message = r"a.tok: .*header does not match its checksum|a.tok is not a token shard|a.tok has format version"
+    elif part == "between":
+        used = {byte for begin, size in sections.values() for byte in (*range(begin, begin + size),)}
+        free = [byte for byte in range(HEADER_BYTES, path.stat().st_size) if byte not in used]
+        at = data.draw(st.sampled_from(free))
+        message = rf"a.tok: the padding after section \w+ is not zero at byte {at}$"
+    else:
+        begin, size = sections[part]
+        at = begin + data.draw(st.integers(0, size - 1))
+        message = rf"a.tok: (block 0 of )?section {part} \(bytes {begin} to {begin + size - 1}\) does not match"
+    change_byte(path, at, data.draw(st.integers(1, 255)))
+    with pytest.raises(ValueError, match=message):
+        ShardFile(path, "full")
+    with pytest.raises(ValueError, match=message):
+        read_everything(ShardFile(path, "lazy"))
+
+
+def read_everything(shard: ShardFile) -> None:
+    shard.tokens(0, shard.header.n_tokens)
+    assert shard.doc_ends.size
+    assert shard.doc_hashes.size
+    assert shard.metadata
+
+
 def test_shard_of_another_dataset(own_dataset):
     first, second = train_shard(own_dataset, 0), train_shard(own_dataset, 1)
     first.write_bytes(second.read_bytes())

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from splits_in_memory import split_in_memory
 
-from grist_data import Batches, Shards, batches
+from grist_data import Batches, Shards, steps
 from grist_data.batches import IGNORE
 from grist_data.mixture import Mixture, Stage
 
@@ -25,7 +25,7 @@ A, B, C = (
 def small_blocks():
     """Positions are computed 64 at a time instead of 4096, so that blocks end inside epochs, stages and steps."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batches, "_POSITIONS_AT_ONCE", 64)
+        patch.setattr(steps, "_POSITIONS_AT_ONCE", 64)
         yield
 
 
@@ -64,11 +64,11 @@ def test_ranks_and_batch_size_may_change_at_any_step(phases, mixed):
     shards = Mixture({"a": A, "b": B, "c": C}, {"a": 3, "b": 1, "c": 1}) if mixed else A
     state = Batches(shards, T, 1, seed=3).state_dict()
     read: list[int] = []
-    for world_size, share, steps in phases:
+    for world_size, share, n_steps in phases:
         feeds = all_ranks(shards, share * world_size, world_size, 1)
         for feed in feeds:
             feed.load_state_dict(state)
-        for _ in range(steps):
+        for _ in range(n_steps):
             read += step_of(feeds)[:, 0].tolist()
         state = feeds[0].state_dict()
         assert all(feed.state_dict() == state for feed in feeds)

@@ -116,6 +116,23 @@ def test_whole_pieces_that_merging_does_not_reach(pair):
     assert len(ours.encode("unreachables")) > 1
 
 
+@pytest.mark.parametrize("pattern", patterns.KNOWN)
+def test_ranks_below_those_of_the_parts(pattern):
+    """A token may come before what it is made of; tiktoken forms it all the same, as soon as the parts are there."""
+    ranks = {bytes([byte]): byte + 10 for byte in range(256)} | {
+        b"abc": 0,
+        b"ab": 300,
+        b"abcd": 1,
+        b"dd": 299,
+        b"cdd": 2,
+    }
+    theirs = tiktoken.Encoding("test", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    ours = from_ranks(ranks, {}, pattern)
+    for letters in itertools.product("abcd", repeat=6):
+        text = "".join(letters)
+        assert ours.encode(text) == theirs.encode_ordinary(text), text
+
+
 def test_transformers_reads_the_same_ids(pair, tmp_path):
     transformers = pytest.importorskip("transformers")
     ours, theirs = pair

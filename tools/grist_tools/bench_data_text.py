@@ -1,8 +1,9 @@
-"""Text to shards in the data benchmark, beside the same tokenizer called with nothing around it."""
+"""Text to ids and to shards in the data benchmark, beside the same tokenizer called with nothing around it."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import shutil
@@ -15,19 +16,25 @@ import numpy as np
 import tokenizers
 
 from grist_data import PrepareConfig, Shards, Tokenizer, prepare
+from grist_data.engine_ranks import ranks_of
+from grist_data.engines import ENGINES, Engine, open_engine
 from grist_data.tokenizer import TOKENIZER_FILE
 from grist_tools.bench_data_sets import bytes_of
 from grist_tools.bench_data_turns import Row, judged
 
 WITHIN = 0.9  # of the rate of the tokenizer alone
+TARGETS = {"tiktoken": 30.0, "gigatoken": 200.0}  # MB/s of the engines on two cores
+
+# Makes ready, which is not timed, and returns what is.
+Work = Callable[[], Callable[[], object]]
 
 
 def text_rows(texts: Sequence[str], tokenizer: Tokenizer, folder: Path, rounds: int) -> dict[str, Row]:
-    """MB of UTF-8 a second, by name: ours, and the tokenizer alone.
+    """MB of UTF-8 a second, by name: ours, our engines, and the packages alone.
 
     Ours is all of `prepare`: read a .jsonl twice, hash, encode, write parts and shards with their sums, flush to the disk, and
-    end with a dataset. The other has the texts in memory and ends with one array of ids. Both load the tokenizer first, so
-    that both begin with an empty cache of words.
+    end with a dataset. The others have the texts in memory and end with one array of ids. `prepare` and tokenizers alone load
+    the tokenizer first; fast engines are opened anew each time, untimed. So all begin with an empty cache of words.
     """
     folder.mkdir()
     corpus, out = folder / "texts.jsonl", folder / "dataset"
@@ -40,19 +47,39 @@ def text_rows(texts: Sequence[str], tokenizer: Tokenizer, folder: Path, rounds: 
         with contextlib.redirect_stderr(io.StringIO()):  # its progress, over and over
             prepare(config)
 
+    def without_dataset() -> Callable[[], object]:
+        shutil.rmtree(out, ignore_errors=True)
+        return ours
+
     found = _encoded(texts, file)
     ours()
     if problem := _problem(Shards.open(out), found, tokenizer):
         return {"grist_data.prepare": {"ok": False, "wrong": problem}}
-    times = _in_turns(
-        {"grist_data.prepare": ours, "tokenizers alone": lambda: np.concatenate(_encoded(texts, file))},
-        lambda: shutil.rmtree(out, ignore_errors=True),
-        rounds,
-    )
-    rows = {name: _rate(bytes_of(texts), seconds) for name, seconds in times.items()}
+    works: dict[str, Work] = {
+        "grist_data.prepare": without_dataset,
+        "tokenizers alone": lambda: lambda: np.concatenate(_encoded(texts, file)),
+        "tiktoken alone": lambda: _tiktoken_alone(texts, tokenizer),
+    }
+    not_timed: dict[str, Row] = {}
+    for name in ENGINES[1:]:
+        try:
+            engine = open_engine(tokenizer, name)
+        except ImportError as error:
+            not_timed[_row_of(name)] = {"ok": True, "unit": "MB/s", "value": None, "why": str(error)}
+            continue
+        if not all(map(np.array_equal, engine.encode_batch(texts), found)):
+            not_timed[_row_of(name)] = {"ok": False, "wrong": f"{name} gives other ids than tokenizers"}
+        else:
+            works[_row_of(name)] = functools.partial(_engine_work, texts, tokenizer, name)
+    rows = {name: _rate(bytes_of(texts), seconds) for name, seconds in _in_turns(works, rounds).items()}
     alone = rows["tokenizers alone"]["value"]
-    rows["grist_data.prepare"] = judged(rows["grist_data.prepare"], WITHIN * alone)
-    return rows
+    targets = {"grist_data.prepare": WITHIN * alone, _row_of("tokenizers"): WITHIN * alone}
+    targets |= {_row_of(name): target for name, target in TARGETS.items()}
+    return {name: judged(row, targets[name]) if name in targets else row for name, row in rows.items()} | not_timed
+
+
+def _row_of(engine: str) -> str:
+    return f"grist_data engine {engine}"
 
 
 def _encoded(texts: Sequence[str], file: Path) -> list[np.ndarray]:
@@ -60,6 +87,21 @@ def _encoded(texts: Sequence[str], file: Path) -> list[np.ndarray]:
     engine = tokenizers.Tokenizer.from_file(str(file))
     engine.encode_special_tokens = True
     return [np.array(found.ids, np.uint32) for found in engine.encode_batch_fast([*texts], add_special_tokens=False)]
+
+
+def _tiktoken_alone(texts: Sequence[str], tokenizer: Tokenizer) -> Callable[[], object]:
+    """One document after the other, in one thread."""
+    import tiktoken
+
+    ranks = ranks_of(tokenizer.definition)
+    encoding = tiktoken.Encoding("alone", pat_str=ranks.pattern, mergeable_ranks=ranks.id_of, special_tokens={})
+    return lambda: np.concatenate([encoding.encode_to_numpy(text, disallowed_special=()) for text in texts])
+
+
+def _engine_work(texts: Sequence[str], tokenizer: Tokenizer, name: str) -> Callable[[], object]:
+    again = Tokenizer(tokenizer.definition, tokenizer.config)
+    engine: Engine = open_engine(again, name)
+    return lambda: np.concatenate(engine.encode_batch(texts))
 
 
 def _problem(split: Shards, ids: Sequence[np.ndarray], tokenizer: Tokenizer) -> str | None:
@@ -72,18 +114,16 @@ def _problem(split: Shards, ids: Sequence[np.ndarray], tokenizer: Tokenizer) -> 
     return f"token {different[0]} is not the one that tokenizers gives" if len(different) else None
 
 
-def _in_turns(
-    works: dict[str, Callable[[], object]], before: Callable[[], object], rounds: int
-) -> dict[str, list[float]]:
-    """Seconds of each repetition; what `before` does, before each, is not timed."""
+def _in_turns(works: dict[str, Work], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each repetition."""
     names = list(works)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            before()
+            work = works[name]()
             start = time.perf_counter()
-            works[name]()
+            work()
             seconds[name].append(time.perf_counter() - start)
     return seconds
 

@@ -6,6 +6,10 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from grist_data.document import Document
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -19,12 +23,21 @@ class Columns:
     errors: str
     numbers: bool
 
-    def text(self, values: Sequence[object], where: str) -> str:
-        """The document of a row. values: in the order of `names`; where: file and row, for messages."""
-        pieces = [self.literals[0]]
+    def document(self, values: Sequence[object], where: str, replaced: int = 0) -> Document:
+        """The document of a row. values: in the order of `names`; where: file and row, for messages.
+
+        replaced: U+FFFD that stand in the row, at most, for what could not be read.
+        """
+        if len(self.names) == 1 and isinstance(values[0], str) and values[0].isascii() and not self.numbers:
+            return Document(values[0], where, "files")  # the common case: nothing to check, nothing around it
+        pieces, halves = [self.literals[0]], 0
         for name, value, literal in zip(self.names, values, self.literals[1:], strict=True):
-            pieces += [self._checked(value, name, where), literal]
-        return "".join(pieces)
+            text = self._checked(value, name, where)
+            if text is not value and isinstance(value, str):
+                halves += text.count(REPLACEMENT) - value.count(REPLACEMENT)
+            pieces += [text, literal]
+        text = "".join(pieces)
+        return Document(text, where, "files", min(replaced, text.count(REPLACEMENT)) + halves)
 
     def _checked(self, value: object, name: str, where: str) -> str:
         """A string that UTF-8 can hold: JSON's \\ud800 escapes make strings that it cannot."""

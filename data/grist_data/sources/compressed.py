@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,8 +23,10 @@ def kind_of(file_name: str) -> str:
     return name.rsplit(".", 1)[-1]
 
 
-def blocks(path: Path, name: str, block_bytes: int) -> Iterator[bytes]:
+def blocks(path: Path, name: str, block_bytes: int, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
     """The file's content in blocks of about `block_bytes`. name: what messages call the file.
+
+    start, stop: only these bytes of it, in a file that is not compressed.
 
     Raises ValueError for a damaged or truncated stream, ImportError where nothing can read .zst.
     """
@@ -34,8 +37,11 @@ def blocks(path: Path, name: str, block_bytes: int) -> Iterator[bytes]:
         yield from _gzip_blocks(path, name, block_bytes)
     else:
         with open(path, "rb") as stream:
-            while block := stream.read(block_bytes):
+            left = stream.seek(0, os.SEEK_END) - start if stop is None else stop - start
+            stream.seek(start)
+            while block := stream.read(min(block_bytes, left)):
                 yield block
+                left -= len(block)
 
 
 def _gzip_blocks(path: Path, name: str, block_bytes: int) -> Iterator[bytes]:

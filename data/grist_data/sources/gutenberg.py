@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from grist_data.atomic import PART_SUFFIX, write_atomically
-from grist_data.document import Document
+from grist_data.document import Document, Piece
 
 # The list of the classic lesson: ten books of prose, and Shakespeare's complete works (100).
 BOOKS = (4367, 84, 41, 2009, 28569, 147, 15776, 29265, 37134, 23605, 100)
@@ -22,6 +22,7 @@ _LOCAL_NAMES = ("pg{book}.txt", "{book}.txt", "{book}-0.txt")
 _ATTEMPTS = 6
 _TIMEOUT_S = 30
 _READ_BYTES = 1 << 16
+_BOOK_BYTES = 1 << 20
 
 # Titles run over lines, asterisks touch words, THIS or THE, EBOOK or ETEXT, small or large letters: all of it occurs.
 _START = re.compile(r"\*{2,3} ?START OF (?:THE|THIS) PROJECT GUTENBERG E(?:BOOK|TEXT)(?:[^*\n]*\n?){1,4}?\*{2,3}", re.I)
@@ -48,13 +49,30 @@ def documents(
     missing_markers: 'error' refuses a book without START or END marker, 'keep' takes the text up to where one is missing.
     Raises OSError when a download fails for good, ValueError for a book that cannot be read.
     """
+    for book in books:
+        yield from read_piece(Piece(str(book)), books, cache_dir, url, missing_markers)
+
+
+def pieces(span_bytes: int, books: tuple[int, ...] = BOOKS, **others: object) -> list[Piece]:
+    """The books, all taken to be of one size: what they have is known when they are downloaded."""
+    return [Piece(str(book), size=_BOOK_BYTES) for book in books]
+
+
+def read_piece(
+    piece: Piece,
+    books: tuple[int, ...] = BOOKS,
+    cache_dir: str | None = None,
+    url: str = URL,
+    missing_markers: str = "error",
+) -> Iterator[Document]:
+    """One book. Options and errors are those of `documents`."""
     if missing_markers not in ("error", "keep"):
         raise ValueError(f"missing_markers must be 'error' or 'keep', but got {missing_markers!r}")
     directory = Path(cache_dir).expanduser() if cache_dir else default_cache()
-    for book in books:
-        file = _on_disk(directory, book) or download(url.format(book=book), directory / f"pg{book}.txt")
-        text = strip_boilerplate(_read_text(file), str(file), keep_unmarked=missing_markers == "keep")
-        yield Document(text, f"gutenberg/{book}", "gutenberg")
+    book = int(piece.name)
+    file = _on_disk(directory, book) or download(url.format(book=book), directory / f"pg{book}.txt")
+    text = strip_boilerplate(_read_text(file), str(file), keep_unmarked=missing_markers == "keep")
+    yield Document(text, f"gutenberg/{book}", "gutenberg")
 
 
 def default_cache() -> Path:

@@ -32,24 +32,34 @@ def file_name(url: str) -> str:
 def find(url: str, suffixes: tuple[str, ...]) -> list[str]:
     """URLs that a URL names, sorted: of a file, of what a directory holds (hidden names left out), or of a glob's matches.
 
+    Raises as `sizes`.
+    """
+    return [*sizes(url, suffixes)]
+
+
+def sizes(url: str, suffixes: tuple[str, ...]) -> dict[str, int | None]:
+    """What `find` finds, with the bytes of each as far as the store says so when it lists them.
+
     Raises ValueError for one file with none of the suffixes, ImportError without fsspec or its package for this protocol.
     """
     system, root = _system(url)
     signs = "*[" if _is_web(url) else "*?["  # ? begins the query of a web address
     if pattern := re.search(rf"[^/]*[{re.escape(signs)}].*", root):
-        matches = [name for name, facts in system.glob(root, detail=True).items() if facts["type"] == "file"]
+        found = {name: facts for name, facts in system.glob(root, detail=True).items() if facts["type"] == "file"}
         if not re.search(r"(^|/)\.", pattern[0]):  # as in a shell, * is no hidden name
-            matches = [name for name in matches if not _is_hidden(name, root[: pattern.start()])]
+            found = {name: facts for name, facts in found.items() if not _is_hidden(name, root[: pattern.start()])}
     else:
         kind = _kind(system, root)
         if kind == "file" and not _ends_in(url, suffixes):
             raise ValueError(f"{url}: unknown kind of file; expected one that ends in {', '.join(suffixes)}")
         if kind == "file":
-            return [url]
-        inside = system.find(root) if kind == "directory" else []
-        matches = [name for name in inside if not _is_hidden(name, root.rstrip("/") + "/")]
-    names = (system.unstrip_protocol(name) for name in matches if _ends_in(name, suffixes))
-    return sorted(names, key=lambda name: name.split("/"))  # the order of local paths: a/z comes before a-b/a
+            return {url: system.info(root).get("size")}
+        inside = system.find(root, detail=True) if kind == "directory" else {}
+        found = {name: facts for name, facts in inside.items() if not _is_hidden(name, root.rstrip("/") + "/")}
+    urls = {
+        system.unstrip_protocol(name): facts.get("size") for name, facts in found.items() if _ends_in(name, suffixes)
+    }
+    return {url: urls[url] for url in sorted(urls, key=lambda url: url.split("/"))}  # as local paths: a/z before a-b/a
 
 
 def _kind(system: Any, root: str) -> str | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grist_data.document import Document
-from grist_data.sources.columns import Columns
+from grist_data.document import Document, Piece
+from grist_data.sources.columns import REPLACEMENT, Columns
 
 if TYPE_CHECKING:
     import pyarrow
@@ -17,37 +18,92 @@ _BATCH_ROWS = 1024
 _ARROW_FILE_MAGIC = b"ARROW1"
 
 
-def documents(path: Path, name: str, kind: str, columns: Columns) -> Iterator[Document]:
+def documents(
+    path: Path, name: str, kind: str, columns: Columns, start: int = 0, stop: int | None = None
+) -> Iterator[Document]:
     """One document a row, rows counted from 0. kind: 'parquet' or 'arrow'; name: what messages call the file.
 
+    start, stop: only these groups of rows of Parquet, or batches of an Arrow file.
     Raises ValueError naming the file (and row) for a file that cannot be read, a missing column or a value that is no text.
     """
+    with _reading(name, kind):
+        batches = _parquet_batches if kind == "parquet" else _arrow_batches
+        for row, batch in batches(path, name, columns.names, start, stop):
+            values = [_values(batch.column(column), name, row, columns.errors) for column in columns.names]
+            replaced = [
+                _replaced(batch.column(column), of_column)
+                for column, of_column in zip(columns.names, values, strict=True)
+            ]
+            for k, of_row in enumerate(zip(*values, strict=True)):
+                yield columns.document(of_row, f"{name}:{row + k}", sum(of_column.get(k, 0) for of_column in replaced))
+
+
+def pieces(path: Path, name: str, kind: str, span_bytes: int) -> Iterator[Piece]:
+    """Groups of rows, or batches of an Arrow file, put together to `span_bytes` or more. Raises as `documents`."""
+    with _reading(name, kind):
+        start = size = 0
+        sizes = _group_bytes(path) if kind == "parquet" else _batch_bytes(path)
+        for number, of_group in enumerate(sizes, 1):
+            size += of_group
+            if size >= span_bytes and number < len(sizes):
+                yield Piece(name, start, number, size)
+                start, size = number, 0
+        yield Piece(name, start, None, size)
+
+
+@contextlib.contextmanager
+def _reading(name: str, kind: str) -> Iterator[None]:
     try:
         import pyarrow
     except ImportError as error:
         raise ImportError(f"reading {name} needs pyarrow: pip install gristmill[files]") from error
-    batches = _parquet_batches if kind == "parquet" else _arrow_batches
-    row = 0
     try:
-        for batch in batches(path, name, columns.names):
-            values = [_values(batch.column(column), name, row, columns.errors) for column in columns.names]
-            for of_row in zip(*values, strict=True):
-                yield Document(columns.text(of_row, f"{name}:{row}"), f"{name}:{row}", "files")
-                row += 1
+        yield
     except (pyarrow.ArrowException, OSError) as error:  # a truncated stream of Arrow is an OSError
         raise ValueError(f"{name}: not a readable {kind} file: {error}") from error
 
 
-def _parquet_batches(path: Path, name: str, columns: tuple[str, ...]) -> Iterator[pyarrow.RecordBatch]:
+def _group_bytes(path: Path) -> list[int]:
+    """Of each group of rows, expanded."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as table:
+        return [table.metadata.row_group(k).total_byte_size for k in range(table.num_row_groups)]
+
+
+def _batch_bytes(path: Path) -> list[int]:
+    """Of each batch of a file, as if all had the same; of a stream, as one: it is known when it is read."""
+    import pyarrow.ipc
+
+    size = path.stat().st_size
+    with pyarrow.memory_map(str(path)) as source:
+        if source.read(len(_ARROW_FILE_MAGIC)) != _ARROW_FILE_MAGIC:
+            return [size]
+        source.seek(0)
+        n = pyarrow.ipc.open_file(source).num_record_batches
+    return [size // max(n, 1)] * n
+
+
+def _parquet_batches(
+    path: Path, name: str, columns: tuple[str, ...], start: int, stop: int | None
+) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
+    """Number of the first row, and rows."""
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as table:
         _refuse_missing(columns, table.schema_arrow.names, name)
-        yield from table.iter_batches(batch_size=_BATCH_ROWS, columns=list(dict.fromkeys(columns)))
+        row = sum(table.metadata.row_group(k).num_rows for k in range(start))
+        groups = list(range(table.num_row_groups))[start:stop]
+        wanted = list(dict.fromkeys(columns))
+        for batch in table.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups, columns=wanted):
+            yield row, batch
+            row += batch.num_rows
 
 
-def _arrow_batches(path: Path, name: str, columns: tuple[str, ...]) -> Iterator[pyarrow.RecordBatch]:
-    """Of an IPC file or an IPC stream, which is what `datasets` writes under the name .arrow.
+def _arrow_batches(
+    path: Path, name: str, columns: tuple[str, ...], start: int, stop: int | None
+) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
+    """Number of the first row, and rows, of an IPC file or an IPC stream, which is what `datasets` writes as .arrow.
 
     The file is mapped, so that a batch of any size stays on the disk until its rows are read.
     """
@@ -63,10 +119,17 @@ def _arrow_batches(path: Path, name: str, columns: tuple[str, ...]) -> Iterator[
         wanted = pyarrow.ipc.IpcReadOptions(included_fields=sorted({names.index(column) for column in columns}))
         source.seek(0)
         reader = opened(source, options=wanted)
-        batches = (reader.get_batch(k) for k in range(reader.num_record_batches)) if is_file else reader
-        for batch in batches:
-            for start in range(0, batch.num_rows, _BATCH_ROWS):
-                yield batch.slice(start, _BATCH_ROWS)
+        row = 0
+        for number, batch in enumerate(_all_of(reader) if is_file else reader):
+            if stop is not None and number >= stop:
+                return
+            for first in range(0, batch.num_rows if number >= start else 0, _BATCH_ROWS):
+                yield row + first, batch.slice(first, _BATCH_ROWS)
+            row += batch.num_rows
+
+
+def _all_of(reader: pyarrow.RecordBatchFileReader) -> Iterator[pyarrow.RecordBatch]:
+    return (reader.get_batch(k) for k in range(reader.num_record_batches))
 
 
 def _refuse_missing(columns: tuple[str, ...], found: list[str], name: str) -> None:
@@ -84,6 +147,18 @@ def _values(values: pyarrow.Array, name: str, first_row: int, errors: str) -> li
 
         rows = zip(itertools.count(first_row), values.cast(pyarrow.large_binary()).to_pylist(), strict=False)
         return [None if data is None else _decoded(data, f"{name}:{row}", errors) for row, data in rows]
+
+
+def _replaced(column: pyarrow.Array, texts: list[Any]) -> dict[int, int]:
+    """Place -> how many characters stand for bytes that are not UTF-8, where there are any."""
+    marked = [k for k, text in enumerate(texts) if isinstance(text, str) and REPLACEMENT in text]
+    if not marked:
+        return {}
+    import pyarrow
+
+    data = column.cast(pyarrow.large_binary())
+    mark = REPLACEMENT.encode()
+    return {k: n for k in marked if (n := texts[k].count(REPLACEMENT) - data[k].as_py().count(mark))}
 
 
 def _decoded(data: bytes, where: str, errors: str) -> str:

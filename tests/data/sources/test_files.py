@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from grist_data.sources import files
+from grist_data.sources import files, text_files
 
 
 def texts(*paths: Path | str, **options) -> list[str]:
@@ -41,7 +41,7 @@ def test_text_files(write):
 @pytest.mark.parametrize("read_bytes", [1, 2, 3, 5, 1 << 20])
 def test_reading_in_blocks_changes_nothing(write, monkeypatch, read_bytes):
     """Block borders inside \\r\\n, inside a separator, inside a character, inside a line."""
-    monkeypatch.setattr(files, "_READ_BYTES", read_bytes)
+    monkeypatch.setattr(text_files, "_READ_BYTES", read_bytes)
     text = write("a.txt", b"\xef\xbb\xbfone\r\n<|sep|>tw\xc3\xb6\r\n\r\r\n<|sep|>\r\nthree")
     assert texts(text, separator="<|sep|>") == ["one\n", "twö\n\r\n", "\nthree"]
     assert texts(text) == ["one\n<|sep|>twö\n\r\n<|sep|>\nthree"]

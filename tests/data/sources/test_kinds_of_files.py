@@ -10,7 +10,7 @@ import pytest
 
 from grist_data.command_line import main
 from grist_data.prepare import PrepareConfig, prepare
-from grist_data.sources import compressed, files
+from grist_data.sources import compressed, files, text_files
 
 ROWS = [{"title": f"mill {n}", "year": 1800 + n, "text": f"grain {n} 小麦"} for n in range(2500)]
 TEMPLATE = "{title} ({year})\n\n{text}"
@@ -46,7 +46,7 @@ def zstd():
 @pytest.mark.parametrize("read_bytes", [1, 7, 1 << 20])
 def test_zstd_of_several_frames(zstd, tmp_path, monkeypatch, read_bytes):
     """pzstd writes many frames and skippable ones between them, and files are joined with cat."""
-    monkeypatch.setattr(files, "_READ_BYTES", read_bytes)
+    monkeypatch.setattr(text_files, "_READ_BYTES", read_bytes)
     skippable = b"\x50\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"notes"
     (tmp_path / "a.txt.zst").write_bytes(frame(b"one\r\n") + skippable + frame(b"") + frame("小麦".encode()))
     assert texts(tmp_path / "a.txt.zst") == ["one\n小麦"]

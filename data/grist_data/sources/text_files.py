@@ -1,0 +1,137 @@
+"""Documents of .txt files, whole or divided at a separator, and of .jsonl files, a line each."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from grist_data.document import Document
+from grist_data.sources import compressed
+from grist_data.sources.columns import REPLACEMENT, Columns
+
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes [start, stop) of a file (stop None: to its end), beginning and ending between documents.
+
+    name: what messages call the file.
+    """
+
+    path: Path
+    name: str
+    start: int = 0
+    stop: int | None = None
+
+    def blocks(self) -> Iterator[bytes]:
+        return compressed.blocks(self.path, self.name, _READ_BYTES, self.start, self.stop)
+
+    def line(self, number: int) -> str:
+        """A line of it, counted from 1, in messages: nobody has counted those before it."""
+        return f"{self.name}:{number}" + (f" after byte {self.start}" if self.start else "")
+
+
+def cuts(path: Path, separator: str, span_bytes: int) -> list[int]:
+    r"""Places to divide a plain file at: after the first separator from every multiple of `span_bytes` on.
+
+    A separator that ends as it begins ('\n\n') may overlap itself, and one with '\r' the end of a line; then what it divides
+    depends on what is before, and there is no such place.
+    """
+    overlaps = any(separator[:n] == separator[-n:] for n in range(1, len(separator)))
+    size = path.stat().st_size
+    if not separator or overlaps or "\r" in separator or size <= span_bytes:
+        return []
+    mark = re.compile(re.escape(separator.encode()).replace(b"\\\n", b"\r?\n"))
+    found: list[int] = []
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for nominal in range(span_bytes, size, span_bytes):
+            if found and found[-1] > nominal:
+                continue  # one document over several multiples
+            match = mark.search(data, nominal)
+            if match is None or match.end() == size:
+                break
+            found.append(match.end())
+    return found
+
+
+def text_documents(part: Part, separator: str | None, errors: str) -> Iterator[Document]:
+    """UTF-8 never contains one character's bytes inside another's, so bytes can be split before they are decoded."""
+    mark = (separator or "").encode()
+    pending, searched, line, number = bytearray(), 0, 1, 0
+    for block in _with_plain_newlines(part):
+        pending += block
+        while mark and (end := pending.find(mark, searched)) >= 0:
+            yield _text_document(part, bytes(pending[:end]), line, number, errors)
+            line += pending.count(b"\n", 0, end + len(mark))
+            del pending[: end + len(mark)]
+            searched, number = 0, number + 1
+        searched = max(0, len(pending) - len(mark) + 1)
+    if part.stop is None or pending:  # a part that is not the last ends with a separator
+        yield _text_document(part, bytes(pending), line, number, errors)
+
+
+def _text_document(part: Part, data: bytes, line: int, number: int, errors: str) -> Document:
+    if number == 0 and part.start == 0:
+        data = data.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
+    text, replaced = decode(data, errors, part, line)
+    id_ = f"{part.name}#{number}" + (f" after byte {part.start}" if part.start else "")
+    return Document(text, id_, "files", replaced)
+
+
+def _with_plain_newlines(part: Part) -> Iterator[bytes]:
+    """The part's bytes in blocks, \\r\\n as \\n."""
+    held = b""
+    for block in part.blocks():
+        block = held + block
+        held = b"\r" if block.endswith(b"\r") else b""  # its \n may open the next block
+        yield block[: len(block) - len(held)].replace(b"\r\n", b"\n")
+    yield held
+
+
+def decode(data: bytes, errors: str, part: Part, line: int) -> tuple[str, int]:
+    """The text, and how many characters of it replace what is not UTF-8."""
+    try:
+        return data.decode(), 0
+    except UnicodeDecodeError as error:
+        if errors == "replace":
+            text = data.decode("utf-8", errors)
+            return text, text.count(REPLACEMENT) - data.count(REPLACEMENT.encode())
+        line += data.count(b"\n", 0, error.start)
+        raise ValueError(
+            f"{part.line(line)}: byte 0x{data[error.start]:02x} is not UTF-8; convert the file (for instance with iconv), or"
+            " use errors=replace"
+        ) from error
+
+
+def json_documents(part: Part, columns: Columns) -> Iterator[Document]:
+    for line, data in enumerate(_lines(part), 1):
+        if not data.strip():
+            continue
+        where = part.line(line)
+        text, replaced = decode(data, columns.errors, part, line)
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from error
+        for column in columns.names:
+            if not isinstance(row, dict) or column not in row:
+                found = f"the keys {', '.join(row)}" if isinstance(row, dict) else type(row).__name__
+                raise ValueError(f"{where}: expected an object with the key {column!r}, but got {found}")
+        yield columns.document([row[column] for column in columns.names], where, replaced)
+
+
+def _lines(part: Part) -> Iterator[bytes]:
+    pending: list[bytes] = []
+    for block in part.blocks():
+        first, *rest = block.split(b"\n")
+        pending.append(first)
+        for start in rest:
+            yield b"".join(pending)
+            pending = [start]
+    if pending:
+        yield b"".join(pending)
