@@ -115,6 +115,13 @@ def bits_per_byte(
     return _report(float(nll_sum), tokens, n_bytes)
 
 
+def together(results: list[dict[str, float | int]]) -> dict[str, float | int]:
+    """The report on several splits as if they were one, from the reports on each."""
+    nll_nats = sum(result["loss"] * result["tokens"] for result in results)
+    tokens, n_bytes = (int(sum(result[key] for result in results)) for key in ("tokens", "bytes"))
+    return _report(nll_nats, tokens, n_bytes)
+
+
 def score(model, batch: Batch, weight_VD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Negative log likelihood (float32, nats) of each scored target of a micro-batch, and those targets: two (S,)."""
     import torch

@@ -10,9 +10,11 @@ import torch
 from tiny_house import config as tiny_config
 
 import grist_model
+from grist_tools.console import count
 from grist_tools.memory import estimate, saved_bytes_per_token
-from grist_tools.plan import GPUS, duration, knobs, main, micro_batch
+from grist_tools.plan import GPUS, duration, heaviest, knobs, main, micro_batch, speed_table
 from grist_train.config import TrainConfig, load
+from grist_train.data_config import StageConfig
 
 RUNS = Path(__file__).parents[2] / "train" / "runs"
 GIB = 2**30
@@ -165,3 +167,12 @@ def test_every_gpu_has_a_known_peak():
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_stages_count_with_their_own_sizes():
+    stages = (StageConfig(100, sequence_length=4096, global_size=64), StageConfig(150, global_size=32))
+    config = run("moe_1b", **{"steps": 200, "data.sequence_length": 2048, "batch.global_size": 128})
+    config = replace(config, data=replace(config.data, stages=stages), model=replace(config.model, context_length=4096))
+    tokens = 100 * 128 * 2048 + 50 * 64 * 4096 + 50 * 32 * 4096
+    assert f"200 steps, {count(tokens)} tokens" in speed_table(config, 8, 1e15, 0.5)
+    assert heaviest(config, 8).data.sequence_length == 4096

@@ -16,6 +16,7 @@ from grist_tools.console import count, fail, parser_for, run, size, table
 if TYPE_CHECKING:
     from grist_tools.memory import Memory
     from grist_train.config import TrainConfig
+    from grist_train.data_config import Phase
 
 # Name on the command line: (the device in grist_train.metrics.PEAK_FLOPS, memory in GiB as torch reports it).
 GPUS = {
@@ -129,7 +130,9 @@ def speed_table(config: TrainConfig, gpus: int, peak_flops: float, mfu: float) -
     tokens_per_step = config.batch.global_size * config.data.sequence_length
     flops = flops_per_token(config.model, config.data.sequence_length)
     rate = gpus * peak_flops * mfu / flops
-    seconds = config.steps * tokens_per_step / rate
+    tokens = [(steps_of(config, k) * phase.tokens_per_step, phase) for k, phase in enumerate(config.phases)]
+    total_flops = sum(n * flops_per_token(config.model, phase.sequence_length) for n, phase in tokens)
+    seconds = total_flops / (gpus * peak_flops * mfu)
     return table(
         ["time", ""],
         [
@@ -141,9 +144,28 @@ def speed_table(config: TrainConfig, gpus: int, peak_flops: float, mfu: float) -
             ("assumed utilisation", f"{mfu:.0%} of {peak_flops / 1e12:.0f} TFLOP/s"),
             ("tokens a second", f"{count(rate)} ({count(rate / gpus)} a GPU)"),
             ("a step", f"{count(tokens_per_step)} tokens, {tokens_per_step / rate:.3g} s"),
-            ("the run", f"{config.steps:,} steps, {count(config.steps * tokens_per_step)} tokens, {duration(seconds)}"),
+            ("the run", f"{config.steps:,} steps, {count(sum(n for n, _ in tokens))} tokens, {duration(seconds)}"),
         ],
     )
+
+
+def steps_of(config: TrainConfig, number: int) -> int:
+    """Steps of one phase of a run."""
+    ends = [*(phase.after_step for phase in config.phases[1:]), config.steps]
+    return max(0, min(ends[number], config.steps) - config.phases[number].after_step)
+
+
+def heaviest(config: TrainConfig, gpus: int) -> TrainConfig:
+    """The run with the batch of its phase that puts the most tokens through the model at once: what memory depends on."""
+    from dataclasses import replace
+
+    def of(phase: Phase) -> TrainConfig:
+        data = replace(config.data, sequence_length=phase.sequence_length, stages=())
+        return replace(
+            config, data=data, batch=replace(config.batch, global_size=phase.global_size, micro_size=phase.micro_size)
+        )
+
+    return max(map(of, config.phases), key=lambda run: micro_batch(run, gpus)[0] * run.data.sequence_length)
 
 
 def duration(seconds: float) -> str:
@@ -165,8 +187,9 @@ def main(arguments: list[str] | None = None) -> int:
         config = run_file(options.config, overrides)
         device, memory_gib = GPUS[options.gpu]
         capacity_bytes = (options.memory_gib or memory_gib) * 2**30
-        micro, accumulated = micro_batch(config, options.gpus)
-        memory = estimate(config, options.gpus, micro, accumulated)
+        heavy = heaviest(config, options.gpus)
+        micro, accumulated = micro_batch(heavy, options.gpus)
+        memory = estimate(heavy, options.gpus, micro, accumulated)
     except ValueError as error:
         return fail("plan", error)
 
@@ -177,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"fits: {size(memory.peak_bytes)} of {size(capacity_bytes)}")
         return 0
     print(f"does not fit: {size(memory.peak_bytes)} of {size(capacity_bytes)}")
-    ways = knobs(config, options.gpus, capacity_bytes)
+    ways = knobs(heavy, options.gpus, capacity_bytes)
     print("any one of these would:\n  " + "\n  ".join(ways) if ways else "no single change here would help")
     return 1
 

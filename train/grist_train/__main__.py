@@ -40,32 +40,28 @@ def main(config: TrainConfig) -> None:
 def run(config: TrainConfig, world: World) -> None:
     """One rank's part of a run."""
     import grist_model
-    from grist_data import Batches
     from grist_train import distributed, optimizer
     from grist_train.checkpoint import Checkpoints
+    from grist_train.data import open_batches, open_data, stage_starts
     from grist_train.expert_parallel import check_layout
     from grist_train.finish import finish, validate
     from grist_train.guard import StopRequest
     from grist_train.loss import language_model_loss, step_values
     from grist_train.metrics import Metrics
+    from grist_train.sample_log import SampleLog
     from grist_train.schedule import multiplier
-    from grist_train.setup import announce, check_batch, open_data, resumable
+    from grist_train.setup import announce, resumable
 
     check_layout(config.model, config.compute, world.size)
 
-    # 1) Text -> tokens. Prepared once; later runs open what is there.
-    tokenizer, train_shards, held_out = open_data(config, world)
-    batches = Batches(
-        train_shards,
-        config.data.sequence_length,
-        config.batch.global_size,
-        seed=config.seed,
-        rank=world.rank,
-        world_size=world.size,
-        micro_batch_size=check_batch(config, world),
-        device=world.device,
-        documents=config.data.document_masks,
+    # 1) Text -> tokens, prepared once; later runs open what is there. Batches go on where the newest checkpoint left them.
+    data = open_data(config, world)
+    checkpoints = Checkpoints(
+        config.run_dir / "checkpoints", world, config.checkpoint.keep_last, config.checkpoint.asynchronous
     )
+    state = checkpoints.read_state(checkpoints.steps()[-1]) if checkpoints.steps() else None
+    starts = stage_starts(config.phases, state)
+    batches = open_batches(config, world, data, starts, state)
 
     # 2) Model: shapes first, then sharding, then storage, then values that depend on the seed alone.
     model = grist_model.build(config.model, device="meta")
@@ -77,20 +73,15 @@ def run(config: TrainConfig, world: World) -> None:
     parameters = list(model.parameters())
 
     # 3) Resume from the newest checkpoint of this run, if there is one.
-    checkpoints = Checkpoints(
-        config.run_dir / "checkpoints", world, config.checkpoint.keep_last, config.checkpoint.asynchronous
-    )
-    step, seconds = 0, 0.0
-    if checkpoints.steps():
-        step = checkpoints.steps()[-1]
-        state = checkpoints.load(step, model, optimizers)
-        batches.load_state_dict(state["batches"])
-        seconds = state["seconds"]
+    step = 0
+    if state is not None:
+        step = state["step"]
+        checkpoints.load(step, model, optimizers)
     announce(config, world, model, step)
 
     # 4) The loop.
-    tokens_per_step = config.batch.global_size * config.data.sequence_length
-    metrics = Metrics(config, world, step, tokens_per_step, seconds)
+    metrics = Metrics(config, world, state)
+    seen = SampleLog(config, world, step)
     last_step = min(config.steps, config.stop_at or config.steps)
     reduce_sum = functools.partial(distributed.sum_on_device, world=world)
     stopped, held_out_loss = False, None
@@ -99,6 +90,8 @@ def run(config: TrainConfig, world: World) -> None:
             rate = multiplier(step, config.steps, config.schedule)
             optimizer.set_learning_rate(optimizers, rate, step, config.optimizer)
             micro_batches = next(batches)
+            seen.record(step + 1, batches, micro_batches)
+            tokens = sum(batch.ids_BT.numel() for batch in micro_batches) * world.size
             local_valid = sum(batch.n_valid_tokens for batch in micro_batches)
             valid_tokens, stop_votes = distributed.sum_on_host([local_valid, int(stop.reason is not None)], world)
             stopped = stop_votes > 0
@@ -106,7 +99,7 @@ def run(config: TrainConfig, world: World) -> None:
             results = []
             for i, batch in enumerate(micro_batches):
                 distributed.set_last_micro_batch(model, i == len(micro_batches) - 1, config.compute)
-                result = language_model_loss(model, config.model, batch, valid_tokens, tokens_per_step)
+                result = language_model_loss(model, config.model, batch, valid_tokens, tokens)
                 result.objective.backward()
                 results.append(result)
 
@@ -116,26 +109,28 @@ def run(config: TrainConfig, world: World) -> None:
                 each.zero_grad()
             step += 1
 
-            values = step_values(results, grad_norm, valid_tokens, tokens_per_step, config.model, reduce_sum)
+            values = step_values(results, grad_norm, valid_tokens, tokens, config.model, reduce_sum)
             if config.model.balance == "bias" and config.model.experts:
                 model.update_selection_bias(values[4 + config.model.layers :].view(config.model.layers, -1))
-            metrics.step(step, config.optimizer.lr * rate, values)
+            metrics.step(step, config.optimizer.lr * rate, tokens, micro_batches[0].ids_BT.shape[1], values)
 
             held_out_loss = None
-            if held_out is not None and config.evaluation_due(step):
+            if data.held_out and config.evaluation_due(step):
                 metrics.pause()
-                result = validate(model, held_out, tokenizer, config, world)
+                result = validate(model, data, batches.sequence_length, config, world)
                 held_out_loss = result["loss"]
                 metrics.validation(step, result)
                 metrics.resume()
             checkpoints.poll()
             if config.checkpoint.every and step % config.checkpoint.every == 0 and step < config.steps:
                 metrics.flush()  # nothing unread may be NaN when its weights are saved
-                checkpoints.save(step, model, optimizers, resumable(batches, metrics, held_out_loss, config))
+                checkpoints.save(
+                    step, model, optimizers, resumable(step, batches, starts, metrics, held_out_loss, config)
+                )
 
         # 5) The last checkpoint; a run that was stopped ends here and goes on when the same command is run again.
         metrics.flush()
-        checkpoints.save(step, model, optimizers, resumable(batches, metrics, held_out_loss, config))
+        checkpoints.save(step, model, optimizers, resumable(step, batches, starts, metrics, held_out_loss, config))
         saved = checkpoints.wait()
         if not saved:
             raise SystemExit(f"error: the last checkpoint (step {step}) could not be written; see the message above")
@@ -143,14 +138,16 @@ def run(config: TrainConfig, world: World) -> None:
         reason = stop.reason or f"stop_at={config.stop_at}"
         metrics.say(f"{reason}: saved step {step} of {config.steps}. Run the same command again to go on.")
         metrics.close()
+        seen.close()
         return
 
     # 6) Held-out figures, the portable directory, samples and curves.
-    finish(model, tokenizer, held_out, checkpoints, metrics, config, world)
+    finish(model, data, batches.sequence_length, checkpoints, metrics, config, world)
     metrics.say(
         f"{metrics.seconds:.0f} s. Portable model: {config.run_dir / 'model'}; samples: {config.run_dir / 'samples.txt'}"
     )
     metrics.close()
+    seen.close()
 
 
 if __name__ == "__main__":

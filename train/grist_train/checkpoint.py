@@ -34,7 +34,7 @@ FAILURES = (Exception, CheckpointException)
 # DCP assumes that a save without a group was not meant; see `Checkpoints._peers` for why it is.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 STATE_FILE = "state.json"
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointError(RuntimeError):

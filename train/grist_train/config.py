@@ -18,42 +18,8 @@ from typing import Any, Literal
 
 import yaml
 
-from grist_data.prepare import PrepareConfig
 from grist_model.config import ModelConfig
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which tokens a run reads.
-
-    Attributes:
-        directory: The token dataset. It is prepared here first when `prepare` is given and it does not exist yet.
-        prepare: How to make the dataset from text; None when `directory` was prepared beforehand.
-        sequence_length: T, tokens a sample.
-        document_masks: Keep attention inside documents (packed `cu_seqlens`) instead of letting it cross their ends.
-        verify: How much of the shards to check when opening them: header, lazy (a block when first read) or full.
-    """
-
-    directory: str = "datasets/shakespeare"
-    prepare: PrepareConfig | None = None
-    sequence_length: int = 256
-    document_masks: bool = False
-    verify: Literal["header", "lazy", "full"] = "header"
-
-
-@dataclass(frozen=True)
-class BatchConfig:
-    """Batch sizes, in sequences.
-
-    Attributes:
-        global_size: Sequences in one optimizer step, over all ranks; what a step computes depends on this alone.
-        micro_size: Sequences a rank puts through the model at once; None takes the rank's whole share. Runs that cut a step
-            into the same micro-batches agree to the last bit on one and on two ranks; cut otherwise, sums round differently
-            (1e-7 relative), until a token near the border between two experts goes to the other one.
-    """
-
-    global_size: int = 16
-    micro_size: int | None = None
+from grist_train.data_config import BatchConfig, DataConfig, Phase, check_data, phases
 
 
 @dataclass(frozen=True)
@@ -209,16 +175,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require(self.steps >= 1, f"steps must be at least 1, but is {self.steps}")
         _require(self.log_every >= 1, f"log_every must be at least 1, but is {self.log_every}")
-        _require(self.batch.global_size >= 1, f"batch.global_size must be at least 1, but is {self.batch.global_size}")
         _require(
             1 <= self.optimizer.muon_iterations <= 5,
             f"optimizer.muon_iterations must be 1 to 5, but is {self.optimizer.muon_iterations}",
         )
-        _require(
-            self.data.sequence_length <= self.model.context_length,
-            f"data.sequence_length {self.data.sequence_length} is longer than model.context_length "
-            f"{self.model.context_length}: raise the latter or shorten the samples",
-        )
+        check_data(self.data, self.batch, self.model.context_length)
         _require(
             self.checkpoint.keep_last >= 1,
             f"checkpoint.keep_last must be at least 1, but is {self.checkpoint.keep_last}: a resumable run needs one",
@@ -248,6 +209,11 @@ class TrainConfig:
         if step == self.steps:
             return self.checkpoint.portable == "best"
         return self.evaluate.every > 0 and step % self.evaluate.every == 0
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """What holds from which step on: sizes, lengths and shares, in order."""
+        return phases(self.data, self.batch)
 
     @property
     def run_dir(self) -> Path:

@@ -7,36 +7,46 @@ from pathlib import Path
 from typing import Any
 
 import grist_model
-from grist_data import Shards, Tokenizer
-from grist_eval.bits_per_byte import bits_per_byte
+from grist_data import Tokenizer
+from grist_eval.bits_per_byte import bits_per_byte, together
 from grist_eval.samples import draw_samples, write_samples
 from grist_model.transformer import Transformer
 from grist_train import curves
 from grist_train.checkpoint import Checkpoints, write_json
 from grist_train.config import EvaluateConfig, TrainConfig
+from grist_train.data import Data
 from grist_train.distributed import World, barrier, full_state_dict
 from grist_train.metrics import Metrics
 
 
 def validate(
-    model: Transformer, held_out: Shards, tokenizer: Tokenizer, config: TrainConfig, world: World, final: bool = False
+    model: Transformer, data: Data, sequence_length: int, config: TrainConfig, world: World, final: bool = False
 ) -> dict[str, Any]:
-    """Bits per byte, perplexity and loss on the validation split; on all of it when `final`."""
+    """Bits per byte, perplexity and loss on the validation splits; on all of them when `final`.
+
+    Of several sources, the figures of all their held-out text together, and under `sources` those of each.
+    """
     settings: EvaluateConfig = config.evaluate
-    return bits_per_byte(
-        model,
-        held_out,
-        sequence_length=config.data.sequence_length,
-        stride=settings.final_stride if final else None,
-        batch_size=settings.batch_size,
-        rank=world.rank,
-        world_size=world.size,
-        max_tokens=None if final else settings.max_tokens,
-        device=world.device,
-        tokenizer=tokenizer,
-        documents=config.data.document_masks,
-        progress=final and sys.stderr.isatty(),
-    )
+    results = {
+        name: bits_per_byte(
+            model,
+            held_out,
+            sequence_length=sequence_length,
+            stride=settings.final_stride if final else None,
+            batch_size=settings.batch_size,
+            rank=world.rank,
+            world_size=world.size,
+            max_tokens=None if final else settings.max_tokens,
+            device=world.device,
+            tokenizer=data.tokenizer,
+            documents=config.data.document_masks or config.data.packing != "none",
+            progress=final and sys.stderr.isatty(),
+        )
+        for name, held_out in data.held_out.items()
+    }
+    if len(results) == 1:
+        return next(iter(results.values()))
+    return {**together(list(results.values())), "sources": results}
 
 
 def write_portable(model: Transformer, tokenizer: Tokenizer, config: TrainConfig, world: World) -> Path:
@@ -51,8 +61,8 @@ def write_portable(model: Transformer, tokenizer: Tokenizer, config: TrainConfig
 
 def finish(
     model: Transformer,
-    tokenizer: Tokenizer,
-    held_out: Shards | None,
+    data: Data,
+    sequence_length: int,
     checkpoints: Checkpoints,
     metrics: Metrics,
     config: TrainConfig,
@@ -65,8 +75,8 @@ def finish(
     best = checkpoints.best()
     if config.checkpoint.portable == "best" and best is not None:
         checkpoints.load_weights(best["step"], model)
-    result = validate(model, held_out, tokenizer, config, world, final=True) if held_out is not None else None
-    directory = write_portable(model, tokenizer, config, world)
+    result = validate(model, data, sequence_length, config, world, final=True) if data.held_out else None
+    directory = write_portable(model, data.tokenizer, config, world)
     if world.is_main:
         if result is not None:
             write_json(config.run_dir / "evaluation.json", result)
@@ -75,7 +85,7 @@ def finish(
             portable = grist_model.load(directory, device=world.device)
             samples = draw_samples(
                 portable,
-                tokenizer,
+                data.tokenizer,
                 config.sample.prompts,
                 max_new_tokens=config.sample.max_new_tokens,
                 device=str(world.device),

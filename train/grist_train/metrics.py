@@ -5,6 +5,7 @@ The loss stays on the device between reads (`log_every` steps), so that reportin
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -95,6 +96,17 @@ def _commit() -> str | None:
     return done.stdout.strip() or None
 
 
+class _Pending(NamedTuple):
+    """A step whose values are not read yet."""
+
+    step: int
+    lr: float
+    tokens: int
+    tokens_so_far: int
+    sequence_length: int
+    values: torch.Tensor
+
+
 class Metrics:
     """Rows of `metrics.jsonl`, TensorBoard scalars and the live bar; silent on ranks other than the first.
 
@@ -102,12 +114,14 @@ class Metrics:
     `router_health`.
     """
 
-    def __init__(
-        self, config: TrainConfig, world: World, first_step: int, tokens_per_step: int, seconds: float
-    ) -> None:
-        self.config, self.world, self.tokens_per_step = config, world, tokens_per_step
-        self.pending: list[tuple[int, float, torch.Tensor]] = []
-        self.seconds_before, self.start = seconds, time.perf_counter()
+    def __init__(self, config: TrainConfig, world: World, state: dict[str, Any] | None) -> None:
+        """state: state.json of the checkpoint that the run goes on from."""
+        self.config, self.world = config, world
+        self.pending: list[_Pending] = []
+        first_step, self.tokens, self.seconds_before = 0, 0, 0.0
+        if state is not None:
+            first_step, self.tokens, self.seconds_before = state["step"], state["tokens"], state["seconds"]
+        self.start = time.perf_counter()
         self.last_read = self.start
         self.last_loss = float("nan")
         self.rows = self.writer = None
@@ -116,7 +130,7 @@ class Metrics:
         peak, source = peak_flops(world.device)
         print(f"{MFU_FORMULA}; peak {peak / 1e12:.3g} TFLOP/s a device ({source})", file=sys.stderr)
         self.peak = peak * world.size if world.device.type == "cuda" else peak
-        self.flops_per_token = flops_per_token(config.model, config.data.sequence_length)
+        self.flops_per_token = functools.cache(functools.partial(flops_per_token, config.model))
         truncate_rows(config.run_dir / "metrics.jsonl", first_step, config.steps)
         self.rows = open(config.run_dir / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         from torch.utils.tensorboard import SummaryWriter
@@ -131,9 +145,11 @@ class Metrics:
         """Training time so far, all earlier parts of the run included."""
         return self.seconds_before + time.perf_counter() - self.start
 
-    def step(self, step: int, lr: float, values: torch.Tensor) -> None:
-        """Record a finished step. `values` stays on the device: loss, gradient norm, then the router's figures."""
-        self.pending.append((step, lr, values))
+    def step(self, step: int, lr: float, tokens: int, sequence_length: int, values: torch.Tensor) -> None:
+        """Record a finished step of so many tokens over all ranks. `values` stays on the device: loss, gradient norm, then the
+        router's figures."""
+        self.tokens += tokens
+        self.pending.append(_Pending(step, lr, tokens, self.tokens, sequence_length, values))
         if step % self.config.log_every == 0 or step == self.config.steps:
             self.flush()
 
@@ -141,28 +157,31 @@ class Metrics:
         """Read the recorded values, check that they are finite (on every rank alike), and write them out."""
         if not self.pending:
             return
-        table = torch.stack([values for _, _, values in self.pending]).tolist()
+        table = torch.stack([each.values for each in self.pending]).tolist()
         now = time.perf_counter()
-        steps, elapsed = len(table), now - self.last_read
-        rate = steps * self.tokens_per_step / elapsed
+        elapsed = now - self.last_read
+        rate, mfu = sum(each.tokens for each in self.pending) / elapsed, 0.0
+        if self.rows is not None:
+            mfu = sum(each.tokens * self.flops_per_token(each.sequence_length) for each in self.pending)
+            mfu /= elapsed * self.peak
         self.last_read = now
-        for (step, lr, _), values in zip(self.pending, table, strict=True):
+        for each, values in zip(self.pending, table, strict=True):
             self.last_loss = values[0]
             row = {
-                "step": step,
-                "tokens": step * self.tokens_per_step,
+                "step": each.step,
+                "tokens": each.tokens_so_far,
                 "loss": values[0],
                 "grad_norm": values[1],
-                "lr": lr,
+                "lr": each.lr,
             }
             if self.rows is not None:
-                row |= {"tokens_per_second": round(rate, 1), "mfu": round(rate * self.flops_per_token / self.peak, 4)}
+                row |= {"tokens_per_second": round(rate, 1), "mfu": round(mfu, 4)}
                 if values[2:]:
                     row |= router_health(values[2:], self.config.model.layers, self.config.model.experts)
                 self._write(row | {"seconds": round(self.seconds, 3)})
-            require_finite(step, values[0], values[1])
+            require_finite(each.step, values[0], values[1])
         if self.rows is not None:
-            self._show(self.pending[-1][0], steps, rate)
+            self._show(self.pending[-1], rate, mfu)
         self.pending.clear()
 
     def validation(self, step: int, result: dict[str, Any]) -> None:
@@ -174,11 +193,15 @@ class Metrics:
             "validation_loss": result["loss"],
             "validation_bits_per_byte": result["bits_per_byte"],
             "validation_perplexity": result["perplexity"],
-            "seconds": round(self.seconds, 3),
         }
+        sources = result.get("sources", {})
+        row |= {f"validation_bits_per_byte/{name}": each["bits_per_byte"] for name, each in sources.items()}
+        row["seconds"] = round(self.seconds, 3)
         self._write(row)
+        parts = "".join(f", {name} {each['bits_per_byte']:.4f}" for name, each in sources.items())
         self.say(
-            f"step {step}: held-out {result['bits_per_byte']:.4f} bits per byte, perplexity {result['perplexity']:.2f}"
+            f"step {step}: held-out {result['bits_per_byte']:.4f} bits per byte{parts}, perplexity "
+            f"{result['perplexity']:.2f}"
         )
 
     def pause(self) -> None:
@@ -200,14 +223,13 @@ class Metrics:
             self.rows.close()
             self.writer.close()
 
-    def _show(self, step: int, steps: int, rate: float) -> None:
-        mfu = rate * self.flops_per_token / self.peak
+    def _show(self, last: _Pending, rate: float, mfu: float) -> None:
         self.bar.set_postfix_str(f"loss {self.last_loss:.4f}, {rate:,.0f} tok/s, MFU {mfu:.1%}", refresh=False)
-        self.bar.update(steps)
+        self.bar.update(len(self.pending))
         if self.bar.disable:
-            left = (self.config.steps - step) * self.tokens_per_step / rate
+            left = (self.config.steps - last.step) * last.tokens / rate
             print(
-                f"step {step}/{self.config.steps}  loss {self.last_loss:.4f}  {rate:,.0f} tok/s  MFU {mfu:.1%}  "
+                f"step {last.step}/{self.config.steps}  loss {self.last_loss:.4f}  {rate:,.0f} tok/s  MFU {mfu:.1%}  "
                 f"{left:.0f} s left",
                 file=sys.stderr,
                 flush=True,

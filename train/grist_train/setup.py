@@ -1,75 +1,21 @@
-"""The beginning of a run: data opened, sizes checked, and what is about to happen said aloud and written down."""
+"""The beginning of a run: what is about to happen said aloud and written down; and what a checkpoint remembers of it."""
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from pathlib import Path
 from typing import Any
 
 import yaml
 from torch import nn
 
-from grist_data import Batches, Shards, Tokenizer
-from grist_data.manifest import read_manifest
-from grist_data.prepare import prepare
+from grist_data import Batches
 from grist_kernels import backend
 from grist_model import accounting
 from grist_train.checkpoint import write_json
 from grist_train.config import TrainConfig, to_dict
-from grist_train.distributed import World, barrier, compute_dtype
+from grist_train.data import stages_begun
+from grist_train.distributed import World, compute_dtype
 from grist_train.metrics import Metrics, environment
-
-
-def open_data(config: TrainConfig, world: World) -> tuple[Tokenizer, Shards, Shards | None]:
-    """The dataset of a run: tokenizer, training split, validation split (None when the dataset has none).
-
-    The first rank prepares the dataset if it is not there yet; the others wait.
-
-    Raises:
-        ValueError: The tokenizer has more ids than the model has rows, or the best checkpoint is wanted and nothing is held out
-            to tell which that is.
-    """
-    directory = Path(config.data.directory)
-    if config.data.prepare is not None and world.is_main:
-        prepare(dataclasses.replace(config.data.prepare, out=str(directory)))
-    barrier(world)
-    train = Shards.open(directory, "train", verify=config.data.verify)
-    tokenizer = Tokenizer.load(directory)
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise ValueError(
-            f"the tokenizer in {directory} has {tokenizer.vocab_size:,} ids, but model.vocab_size is "
-            f"{config.model.vocab_size:,}: set --model.vocab_size to at least {tokenizer.vocab_size}"
-        )
-    has_val = "val" in read_manifest(directory)["splits"]
-    held_out = Shards.open(directory, "val", verify=config.data.verify) if has_val else None
-    if held_out is None:
-        if config.checkpoint.portable == "best":
-            raise ValueError(
-                f"checkpoint.portable=best needs a validation split, which {directory} does not have: prepare it with "
-                "val_fraction above 0, or use --checkpoint.portable last"
-            )
-        if world.is_main:
-            print(f"{directory} has no validation split: nothing will be evaluated", file=sys.stderr)
-    return tokenizer, train, held_out
-
-
-def check_batch(config: TrainConfig, world: World) -> int:
-    """Micro-batch size of a rank. Raises ValueError when the global batch cannot be dealt out evenly."""
-    total = config.batch.global_size
-    if total % world.size:
-        raise ValueError(
-            f"batch.global_size {total} cannot be dealt out to {world.size} ranks evenly: make it a multiple of "
-            f"{world.size}, or use another number of ranks"
-        )
-    share = total // world.size
-    micro = min(config.batch.micro_size or share, share)
-    if share % micro:
-        raise ValueError(
-            f"each of {world.size} ranks has {share} sequences a step, which micro-batches of {micro} do not fill: "
-            f"make batch.micro_size a divisor of {share}"
-        )
-    return micro
 
 
 def announce(config: TrainConfig, world: World, model: nn.Module, step: int) -> None:
@@ -93,10 +39,14 @@ def announce(config: TrainConfig, world: World, model: nn.Module, step: int) -> 
     )
 
 
-def resumable(batches: Batches, metrics: Metrics, held_out_loss: float | None, config: TrainConfig) -> dict[str, Any]:
+def resumable(
+    step: int, batches: Batches, starts: list[int], metrics: Metrics, held_out_loss: float | None, config: TrainConfig
+) -> dict[str, Any]:
     """`state.json` of a checkpoint: everything that is not a tensor."""
     return {
         "batches": batches.state_dict(),
+        "stages": stages_begun(config, step, starts),
+        "tokens": metrics.tokens,
         "seconds": metrics.seconds,
         "validation_loss": held_out_loss,
         "config": to_dict(config),
