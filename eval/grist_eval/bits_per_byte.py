@@ -131,12 +131,17 @@ def score(model, batch: Batch, weight_VD: torch.Tensor) -> tuple[torch.Tensor, t
     scored_BT = batch.targets_BT >= 0
     hidden_SD, targets_S = hidden_BTD[scored_BT], batch.targets_BT[scored_BT]
     weight_VD = weight_VD.to(hidden_SD.dtype)
+    cap = model.config.logit_softcap
     step = max(1, LOGITS_BUDGET_BYTES // (4 * weight_VD.shape[0]))
     chunks = [
-        F.cross_entropy(F.linear(hidden, weight_VD).float(), targets, reduction="none")
+        F.cross_entropy(_capped(F.linear(hidden, weight_VD).float(), cap), targets, reduction="none")
         for hidden, targets in zip(hidden_SD.split(step), targets_S.split(step), strict=True)
     ]
     return torch.cat(chunks), targets_S
+
+
+def _capped(logits_SV: torch.Tensor, cap: float | None) -> torch.Tensor:
+    return logits_SV if cap is None else (logits_SV / cap).tanh() * cap
 
 
 def spelled_bytes(count_V: torch.Tensor, tokenizer: Tokenizer) -> int | None:

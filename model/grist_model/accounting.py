@@ -12,18 +12,18 @@ from grist_model.config import ModelConfig
 def parameters(config: ModelConfig) -> int:
     """All trained values: what `sum(p.numel() for p in model.parameters())` gives."""
     embeddings = config.vocab_size * config.width * (1 if config.tied_embeddings else 2)
-    per_layer = _attention(config) + _feed_forward(config, config.experts) + 2 * config.width
-    return embeddings + config.layers * per_layer + config.width
+    if config.positions == "learned":
+        embeddings += config.context_length * config.width
+    return embeddings + config.layers * _layer(config, config.experts) + _norm(config)
 
 
 def active_parameters(config: ModelConfig) -> int:
     """The values one token uses: A of the E experts, and of the embeddings only the output matrix.
 
-    The count of the GPT-OSS model card: looking up an input embedding is no arithmetic, so an untied input table is
-    left out.
+    The count of the GPT-OSS model card: looking up an embedding is no arithmetic, so an untied input table is left out, and
+    one of positions.
     """
-    per_layer = _attention(config) + _feed_forward(config, config.active_experts) + 2 * config.width
-    return config.vocab_size * config.width + config.layers * per_layer + config.width
+    return config.vocab_size * config.width + config.layers * _layer(config, config.active_experts) + _norm(config)
 
 
 def flops_per_token(config: ModelConfig, context_length: int) -> float:
@@ -40,7 +40,7 @@ def flops_per_token(config: ModelConfig, context_length: int) -> float:
     D, NH = config.width, config.heads * config.attention_head_width
     KH = config.kv_heads * config.attention_head_width
     attention = 2 * D * NH + 2 * D * KH
-    feed_forward = 3 * D * config.expert_width
+    feed_forward = _matrices(config) * D * config.expert_width
     if config.experts:
         feed_forward = feed_forward * config.active_experts + 3 * D * config.shared_expert_width + D * config.experts
     weights = config.vocab_size * D + config.layers * (attention + feed_forward)
@@ -64,21 +64,36 @@ def kv_bytes_per_token(config: ModelConfig, bytes_per_value: int = 2) -> int:
     return 2 * config.layers * config.kv_heads * config.attention_head_width * bytes_per_value
 
 
+def _layer(config: ModelConfig, experts: int) -> int:
+    return _attention(config) + _feed_forward(config, experts) + 2 * _norm(config)
+
+
+def _norm(config: ModelConfig) -> int:
+    return config.width * (1 if config.norm == "rms" else 2)
+
+
 def _attention(config: ModelConfig) -> int:
     D, H = config.width, config.attention_head_width
     weights = 2 * D * config.heads * H + 2 * D * config.kv_heads * H
     biases = (config.heads + 2 * config.kv_heads) * H + D if config.attention_bias else 0
-    return weights + biases + (config.heads if config.sinks else 0)
+    of_heads = {"none": 0, "head": 2, "width": config.heads + config.kv_heads}[config.qk_norm]
+    return weights + biases + of_heads * H + (config.heads if config.sinks else 0)
 
 
 def _feed_forward(config: ModelConfig, experts: int) -> int:
     """Of one layer, with `experts` of its experts counted."""
     if not config.experts:
-        return _gated_mlp(config, config.expert_width)
+        return _mlp(config, config.expert_width)
     router = config.width * config.experts + (config.experts if config.router_bias else 0)
-    shared = _gated_mlp(config, config.shared_expert_width) if config.shared_expert_width else 0
-    return router + experts * _gated_mlp(config, config.expert_width) + shared
+    shared = _mlp(config, config.shared_expert_width) if config.shared_expert_width else 0
+    return router + experts * _mlp(config, config.expert_width) + shared
 
 
-def _gated_mlp(config: ModelConfig, width: int) -> int:
-    return 3 * config.width * width + (2 * width + config.width if config.mlp_bias else 0)
+def _mlp(config: ModelConfig, width: int) -> int:
+    matrices = _matrices(config)
+    return matrices * config.width * width + ((matrices - 1) * width + config.width if config.mlp_bias else 0)
+
+
+def _matrices(config: ModelConfig) -> int:
+    """Of a feed-forward layer: gate, up and down, or up and down."""
+    return 3 if config.activation == "swiglu" else 2

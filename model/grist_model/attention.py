@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import grist_kernels
 from grist_model.config import ModelConfig
-from grist_model.layers import Linear
+from grist_model.layers import Linear, RMSNorm
 
 
 class KVCache:
@@ -84,26 +84,33 @@ class Attention(nn.Module):
         self.k = Linear(config.width, config.kv_heads * H, bias=bias)
         self.v = Linear(config.width, config.kv_heads * H, bias=bias)
         self.o = Linear(config.heads * H, config.width, bias=bias)
+        self.q_norm, self.k_norm = None, None
+        if config.qk_norm != "none":
+            by_head = config.qk_norm == "head"
+            self.q_norm = RMSNorm(H if by_head else config.heads * H, config.norm_eps)
+            self.k_norm = RMSNorm(H if by_head else config.kv_heads * H, config.norm_eps)
         self.sinks = nn.Parameter(torch.empty(config.heads)) if config.sinks else None
 
     def forward(
         self,
         x_BTD: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+        cos: Tensor | None,
+        sin: Tensor | None,
         cu_seqlens: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """x (B, T, D) -> (B, T, D). cos, sin as RotaryAngles makes them; cu_seqlens over the flattened B * T stream."""
-        if cos.dtype != torch.float32:
+        """x (B, T, D) -> (B, T, D). cos, sin as RotaryAngles makes them, None without rotation; cu_seqlens over the flattened
+        B * T stream."""
+        if cos is not None and cos.dtype != torch.float32:
             raise ValueError(
                 f"cos and sin must be float32, but are {cos.dtype}: rounded angles turn distant tokens wrongly. "
                 "With FSDP, use MixedPrecisionPolicy(cast_forward_inputs=False)"
             )
-        q_BTNH = self.q(x_BTD).unflatten(-1, (-1, self.head_width))
-        k_BTKH = self.k(x_BTD).unflatten(-1, (-1, self.head_width))
-        v_BTKH = self.v(x_BTD).unflatten(-1, (-1, self.head_width))
-        q_BTNH, k_BTKH = grist_kernels.rope(q_BTNH, k_BTKH, cos, sin)
+        q_BTNH = self._heads(self.q(x_BTD), self.q_norm)
+        k_BTKH = self._heads(self.k(x_BTD), self.k_norm)
+        v_BTKH = self._heads(self.v(x_BTD), None)
+        if cos is not None and sin is not None:
+            q_BTNH, k_BTKH = grist_kernels.rope(q_BTNH, k_BTKH, cos, sin)
         if cache is not None:
             out_BTNH = cache.attend(self.layer, q_BTNH, k_BTKH, v_BTKH, self.window, self.sinks)
         elif cu_seqlens is None:
@@ -112,6 +119,13 @@ class Attention(nn.Module):
             q, k, v = (part.flatten(0, 1) for part in (q_BTNH, k_BTKH, v_BTKH))
             out_BTNH = _causal_attention(q, k, v, self.window, self.sinks, cu_seqlens).view(q_BTNH.shape)
         return self.o(out_BTNH.flatten(2))
+
+    def _heads(self, x: Tensor, norm: RMSNorm | None) -> Tensor:
+        """(B, T, heads * H) -> (B, T, heads, H), normalized by head or over all of them."""
+        heads = x.unflatten(-1, (-1, self.head_width))
+        if norm is None:
+            return heads
+        return norm(heads) if norm.weight.shape[0] == self.head_width else norm(x).view(heads.shape)
 
 
 def _causal_attention(

@@ -43,17 +43,20 @@ class RopeScaling:
 
     "linear" (Chen et al., "Extending Context Window via Positional Interpolation", 2023) divides every frequency by
     `factor`. "llama3" (Llama 3.1) divides those whose wavelength exceeds original_context / low_frequency_factor, keeps
-    those below original_context / high_frequency_factor, and interpolates between.
+    those below original_context / high_frequency_factor, and interpolates between. "dynamic" (NTK-aware, by bloc97 and
+    emozilla, 2023) changes nothing within original_context; for a longer call, of S tokens, theta is multiplied by
+    (factor * S / original_context - factor + 1)^(H / (H - 2)).
     """
 
-    kind: Literal["linear", "llama3"]
+    kind: Literal["linear", "llama3", "dynamic"]
     factor: float
     original_context: int = 8192
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
 
     def __post_init__(self) -> None:
-        _require(self.kind in ("linear", "llama3"), f"rope_scaling.kind must be linear or llama3, but is {self.kind!r}")
+        kinds = ("linear", "llama3", "dynamic")
+        _require(self.kind in kinds, f"rope_scaling.kind must be one of {', '.join(kinds)}, but is {self.kind!r}")
         _require(self.factor >= 1, f"rope_scaling.factor must be at least 1, but is {self.factor}")
         _require(
             self.original_context >= 1,
@@ -66,13 +69,28 @@ class RopeScaling:
         )
 
 
+_CHOICES = {
+    "window_layers": ("alternate", "all", "none"),
+    "qk_norm": ("none", "head", "width"),
+    "router_weights": ("chosen", "all"),
+    "activation": ("swiglu", "gelu", "gelu_tanh"),
+    "positions": ("rotary", "learned"),
+    "norm": ("rms", "layer"),
+    "balance": ("aux", "bias", "none"),
+}
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder in the style of GPT-OSS. Every field has a default; ValueError names the field that does not fit.
+    """A decoder, by default in the style of GPT-OSS. ValueError names the field that does not fit.
 
     head_width None means width // heads. Layers with a window see the last `window` tokens, the token itself included;
-    "alternate" gives it to layers 0, 2, 4, ... experts=0 makes every feed-forward layer dense, of width expert_width.
+    "alternate" gives it to layers 0, 2, 4, ..., a list to those it names. qk_norm: RMSNorm of queries and keys before rotation,
+    of each head (Qwen3) or over the whole width (OLMoE). experts=0 makes every feed-forward layer dense, of width expert_width.
     shared_expert_width > 0 adds a dense expert that sees every token. swiglu_alpha None is the plain SiLU gate.
+    activation gelu (by erf) or gelu_tanh: up, GELU, down, without a gate (GPT-2), for dense layers. router_weights: the softmax
+    over the chosen experts, or the chosen ones' part of the softmax over all. logit_softcap c: logits become
+    c * tanh(logits / c) (Gemma 2). norm: RMSNorm, or LayerNorm with a bias. positions: rotary, or a learned vector for each.
     yarn and rope_scaling are two ways to extend the context; at most one of them is set.
     balance: "aux" is the auxiliary loss, "bias" the loss-free selection bias of DeepSeek-V3, "none" neither.
     """
@@ -87,19 +105,25 @@ class ModelConfig:
     attention_bias: bool = True
     sinks: bool = True
     window: int | None = 128
-    window_layers: Literal["alternate", "all", "none"] = "alternate"
+    window_layers: Literal["alternate", "all", "none"] | tuple[int, ...] = "alternate"
+    qk_norm: Literal["none", "head", "width"] = "none"
     experts: int = 8
     active_experts: int = 2
     expert_width: int = 256
     shared_expert_width: int = 0
     mlp_bias: bool = True
     router_bias: bool = True
+    router_weights: Literal["chosen", "all"] = "chosen"
+    activation: Literal["swiglu", "gelu", "gelu_tanh"] = "swiglu"
     swiglu_alpha: float | None = 1.702
     swiglu_limit: float | None = 7.0
+    positions: Literal["rotary", "learned"] = "rotary"
     rope_theta: float = 150000.0
     yarn: YarnConfig | None = None
     rope_scaling: RopeScaling | None = None
+    norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-5
+    logit_softcap: float | None = None
     tied_embeddings: bool = False
     initializer_range: float = 0.02
     balance: Literal["aux", "bias", "none"] = "aux"
@@ -119,7 +143,10 @@ class ModelConfig:
 
     def layer_window(self, layer: int) -> int | None:
         """The sliding window of a layer (counted from 0) in tokens, or None where it sees everything before it."""
-        slides = self.window_layers == "all" or (self.window_layers == "alternate" and layer % 2 == 0)
+        if isinstance(self.window_layers, tuple):
+            slides = layer in self.window_layers
+        else:
+            slides = self.window_layers == "all" or (self.window_layers == "alternate" and layer % 2 == 0)
         return self.window if slides else None
 
     @classmethod
@@ -149,6 +176,9 @@ class ModelConfig:
             )
         H = self.attention_head_width
         _require(H >= 2 and H % 2 == 0, f"head_width must be even, as rotary embedding turns pairs, but is {H}")
+        if isinstance(self.window_layers, tuple):
+            strays = [layer for layer in self.window_layers if not 0 <= layer < self.layers]
+            _require(not strays, f"window_layers names layers {strays}, but there are {self.layers}, counted from 0")
         _require(
             self.heads % self.kv_heads == 0,
             f"heads must be a multiple of kv_heads, but {self.heads} is not a multiple of {self.kv_heads}",
@@ -177,15 +207,24 @@ class ModelConfig:
             self.yarn is None or self.rope_scaling is None,
             "yarn and rope_scaling cannot both be set: choose one of them",
         )
-        for name, choices in (("window_layers", ("alternate", "all", "none")), ("balance", ("aux", "bias", "none"))):
+        for name, choices in _CHOICES.items():
             value = getattr(self, name)
-            _require(value in choices, f"{name} must be one of {', '.join(choices)}, but is {value!r}")
+            allowed = value in choices or (name == "window_layers" and isinstance(value, tuple))
+            _require(allowed, f"{name} must be one of {', '.join(choices)}, but is {value!r}")
+        _require(
+            self.activation == "swiglu" or not self.experts,
+            f"activation {self.activation} is for dense layers: experts are gated, so set experts to 0 or use swiglu",
+        )
+        _require(
+            self.positions == "rotary" or (self.yarn is None and self.rope_scaling is None),
+            "yarn and rope_scaling are for rotary positions, but positions are learned",
+        )
 
     def _check_numbers(self) -> None:
         for name in ("rope_theta", "norm_eps", "initializer_range"):
             value = getattr(self, name)
             _require(value > 0, f"{name} must be greater than 0, but is {value}")
-        for name in ("swiglu_alpha", "swiglu_limit"):
+        for name in ("swiglu_alpha", "swiglu_limit", "logit_softcap"):
             value = getattr(self, name)
             _require(value is None or value > 0, f"{name} must be greater than 0 (or None), but is {value}")
         for name in ("aux_loss_weight", "router_z_loss_weight", "bias_update_rate"):

@@ -36,7 +36,8 @@ def initialize(model: Transformer, seed: int) -> None:
         for router in model.routers():
             if router.selection_bias is not None:
                 router.selection_bias.zero_()
-    model.rope.reset()
+    if model.rope is not None:
+        model.rope.reset()
 
 
 def _fill(name: str, parameter: nn.Parameter, config: ModelConfig, seed: int) -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import grist_kernels
+from grist_model.config import ModelConfig
 
 
 class Linear(nn.Linear):
@@ -36,3 +37,26 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None):
         """-> y, or (y, x + residual) when a residual is given."""
         return grist_kernels.rms_norm(x, self.weight, self.eps, residual=residual)
+
+
+class LayerNorm(nn.Module):
+    """Ba et al., 2016, with RMSNorm's face."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor, residual: Tensor | None = None):
+        """-> y, or (y, x + residual) when a residual is given."""
+        if residual is None:
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        x = x + residual
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps), x
+
+
+def norm(config: ModelConfig) -> RMSNorm | LayerNorm:
+    """The normalization of the residual stream."""
+    kind = RMSNorm if config.norm == "rms" else LayerNorm
+    return kind(config.width, config.norm_eps)

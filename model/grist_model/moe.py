@@ -59,8 +59,10 @@ class RouterStats(NamedTuple):
 class Router(nn.Module):
     """Scores every expert for every token and picks the best A, in float32 whatever the type of the model.
 
-    Weights are the softmax over the chosen A only (GPT-OSS: softmax after top-k). With balance "bias" the choice, and
-    only the choice, is made on logits + selection_bias (Wang et al., "Auxiliary-Loss-Free Load Balancing", 2024).
+    Weights are the softmax over the chosen A only (GPT-OSS, Mixtral: softmax after top-k, or before it and renormalised, which
+    is the same), or with router_weights "all" the chosen ones' part of the softmax over all (OLMoE). With balance "bias"
+    the choice, and only the choice, is made on logits + selection_bias (Wang et al., "Auxiliary-Loss-Free Load Balancing",
+    2024).
     """
 
     selection_bias: Tensor | None
@@ -68,6 +70,7 @@ class Router(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.active = config.active_experts
+        self.over_all = config.router_weights == "all"
         self.weight = nn.Parameter(torch.empty(config.experts, config.width))
         self.bias = nn.Parameter(torch.empty(config.experts)) if config.router_bias else None
         self.register_buffer("selection_bias", torch.zeros(config.experts) if config.balance == "bias" else None)
@@ -90,7 +93,11 @@ class Router(nn.Module):
             ids_BTA = (logits_BTE.detach() + self.selection_bias).topk(self.active, dim=-1).indices
             top_BTA = logits_BTE.gather(-1, ids_BTA)
         stats = _layer_stats(logits_BTE, ids_BTA) if return_stats else None
-        return ids_BTA.flatten(0, 1), top_BTA.softmax(-1).flatten(0, 1), stats
+        if self.over_all:
+            weights_BTA = (top_BTA - logits_BTE.logsumexp(-1, keepdim=True)).exp()
+        else:
+            weights_BTA = top_BTA.softmax(-1)
+        return ids_BTA.flatten(0, 1), weights_BTA.flatten(0, 1), stats
 
 
 def _layer_stats(logits_BTE: Tensor, ids_BTA: Tensor) -> LayerStats:
@@ -149,6 +156,26 @@ class DenseMLP(nn.Module):
 
     def forward(self, x_BTD: Tensor, return_stats: bool = False) -> tuple[Tensor, None]:
         return self.down(grist_kernels.swiglu(self.gate_up(x_BTD), alpha=self.alpha, limit=self.limit)), None
+
+
+class PlainMLP(nn.Module):
+    """Up, GELU, down (GPT-2)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
+        self.up = Linear(config.width, config.expert_width, bias=config.mlp_bias)
+        self.down = Linear(config.expert_width, config.width, bias=config.mlp_bias)
+
+    def forward(self, x_BTD: Tensor, return_stats: bool = False) -> tuple[Tensor, None]:
+        return self.down(F.gelu(self.up(x_BTD), approximate=self.approximate)), None
+
+
+def feed_forward(config: ModelConfig) -> MoE | DenseMLP | PlainMLP:
+    """The second half of a block."""
+    if config.experts:
+        return MoE(config)
+    return DenseMLP(config, config.expert_width) if config.activation == "swiglu" else PlainMLP(config)
 
 
 class MoE(nn.Module):

@@ -17,11 +17,11 @@ def frequencies(
     """(H/2,) float32: how far each pair of a head of `width` H turns per token, in radians.
 
     Plain RoPE (Su et al., 2021): theta^(-2i/H). YaRN (Peng et al., 2023, section 3.2) divides the slow ones by its
-    factor; RopeScaling says what the others do.
+    factor; RopeScaling says what the others do ("dynamic": here as within its original context).
     """
     index = torch.arange(0, width, 2, dtype=torch.float32, device=device)
     kept = 1.0 / (theta ** (index / width))
-    if scaling is None:
+    if scaling is None or (isinstance(scaling, RopeScaling) and scaling.kind == "dynamic"):
         return kept
     if isinstance(scaling, YarnConfig):
         low, high = _ramp_bounds(width, theta, scaling)
@@ -89,7 +89,19 @@ class RotaryAngles(nn.Module):
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """positions (T,) or (B, T), integers -> cos and sin, each (T, H/2) or (B, T, H/2) float32."""
-        angle = positions.unsqueeze(-1) * self.frequency_P
+        angle = positions.unsqueeze(-1) * self._frequency(positions)
         if self.magnitude == 1.0:
             return angle.cos(), angle.sin()
         return angle.cos() * self.magnitude, angle.sin() * self.magnitude
+
+    def _frequency(self, positions: Tensor) -> Tensor:
+        """Those of the buffer, or with "dynamic" scaling those of a call whose last token stands at the highest position. That
+        makes the host wait for the device."""
+        scaling = self.scaling
+        if not isinstance(scaling, RopeScaling) or scaling.kind != "dynamic" or positions.numel() == 0:
+            return self.frequency_P
+        stretch = scaling.factor * (int(positions.max()) + 1) / scaling.original_context - (scaling.factor - 1)
+        if stretch <= 1:
+            return self.frequency_P
+        theta = self.theta * stretch ** (self.width / (self.width - 2))
+        return frequencies(self.width, theta, None, self.frequency_P.device)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from grist_model.attention import Attention, KVCache
 from grist_model.config import ModelConfig
-from grist_model.layers import Embedding, Linear, RMSNorm
-from grist_model.moe import DenseMLP, LayerStats, MoE, Router, RouterStats
+from grist_model.layers import Embedding, Linear, norm
+from grist_model.moe import LayerStats, Router, RouterStats, feed_forward
 from grist_model.rope import RotaryAngles
 
 # What torch.compile, activation checkpointing and DDP insert into parameter names.
@@ -29,16 +29,16 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention_norm = norm(config)
         self.attention = Attention(config, layer)
-        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
-        self.mlp = MoE(config) if config.experts else DenseMLP(config, config.expert_width)
+        self.mlp_norm = norm(config)
+        self.mlp = feed_forward(config)
 
     def forward(
         self,
         x_BTD: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+        cos: Tensor | None,
+        sin: Tensor | None,
         cu_seqlens: Tensor | None = None,
         cache: KVCache | None = None,
         return_stats: bool = False,
@@ -61,9 +61,11 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = Embedding(config.vocab_size, config.width)
-        self.rope = RotaryAngles(config)
+        learned = config.positions == "learned"
+        self.position_embedding = Embedding(config.context_length, config.width) if learned else None
+        self.rope = None if learned else RotaryAngles(config)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.norm = norm(config)
         self.head = None if config.tied_embeddings else Linear(config.width, config.vocab_size, bias=False)
 
     @property
@@ -102,8 +104,8 @@ class Transformer(nn.Module):
         """ids (B, T) integers in [0, V) -> hidden states (B, T, D) after the final norm, with RouterStats if asked for.
 
         cu_seqlens (documents + 1,) int32 or int64: document borders 0, ..., B * T in the flattened stream of ids;
-        documents do not see each other and positions restart at each. positions_BT overrides the positions that rotary
-        embedding uses (default: 0 to T - 1 in every row).
+        documents do not see each other and positions restart at each. positions_BT overrides the positions
+        that tokens have (default: 0 to T - 1 in every row).
 
         Raises ValueError if ids are not (B, T) integers.
         """
@@ -164,7 +166,7 @@ class Transformer(nn.Module):
                 f"but is {tuple(tokens_per_expert_LE.shape)}"
             )
         with torch.no_grad():
-            counts_LE = tokens_per_expert_LE.to(self.rope.frequency_P.device, torch.float32)
+            counts_LE = tokens_per_expert_LE.to(self.embedding.weight.device, torch.float32)
             step_LE = config.bias_update_rate * (counts_LE.mean(1, keepdim=True) - counts_LE).sign()
             for router, step_E in zip(self.routers(), step_LE, strict=True):
                 bias_E = router.selection_bias
@@ -194,8 +196,10 @@ class Transformer(nn.Module):
         cache: KVCache | None,
         return_router: bool,
     ) -> tuple[Tensor, list[LayerStats]]:
-        cos, sin = self.rope(positions)
+        cos, sin = (None, None) if self.rope is None else self.rope(positions)
         x_BTD = self.embedding(ids_BT)
+        if self.position_embedding is not None:
+            x_BTD = x_BTD + self.position_embedding(positions)
         layers: list[LayerStats] = []
         for block in self.blocks:
             x_BTD, stats = block(x_BTD, cos, sin, cu_seqlens, cache, return_router)
@@ -204,7 +208,9 @@ class Transformer(nn.Module):
         return x_BTD, layers
 
     def _logits(self, hidden_BTD: Tensor) -> Tensor:
-        return F.linear(hidden_BTD, self.unembedding)
+        logits_BTV = F.linear(hidden_BTD, self.unembedding)
+        cap = self.config.logit_softcap
+        return logits_BTV if cap is None else (logits_BTV / cap).tanh() * cap
 
 
 def _check_ids(ids_BT: Tensor) -> None:

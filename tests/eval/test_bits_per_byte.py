@@ -70,6 +70,12 @@ def test_it_is_what_a_naive_loop_says(held_out, ids, stride):
         assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / held_out.n_bytes, rel=1e-6)
 
 
+def test_logits_are_capped_where_the_model_caps_them(held_out, ids):
+    network = model(logit_softcap=0.3)
+    found = bits_per_byte(network, held_out, sequence_length=T, max_tokens=199)
+    assert found["loss"] == pytest.approx(naive(network, ids[:200], T, T) / 199, rel=1e-6)
+
+
 def test_more_context_is_worth_something_to_a_model_that_uses_it(held_out):
     """Overlapping windows score the same tokens; the result is another, and neither batch size nor chunks change it."""
     network = model()

@@ -44,6 +44,9 @@ def test_published_sizes(config, total, active):
         {"experts": 0},
         {"tied_embeddings": True, "attention_bias": False, "sinks": False},
         {"mlp_bias": False, "router_bias": False, "shared_expert_width": 12},
+        {"experts": 0, "activation": "gelu", "norm": "layer", "positions": "learned", "yarn": None},
+        {"qk_norm": "head"},
+        {"qk_norm": "width", "router_weights": "all"},
     ],
 )
 def test_parameters_are_counted_to_the_last(tiny, changes):

@@ -61,7 +61,7 @@ def test_layer_windows(window_layers, windows):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "ntk", "factor": 2.0}, "rope_scaling.kind must be linear or llama3, but is 'ntk'"),
+        ({"kind": "ntk", "factor": 2.0}, "rope_scaling.kind must be one of linear, llama3, dynamic, but is 'ntk'"),
         ({"kind": "linear", "factor": 0.5}, "rope_scaling.factor"),
         ({"kind": "llama3", "factor": 8.0, "original_context": 0}, "rope_scaling.original_context"),
         (

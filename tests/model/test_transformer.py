@@ -24,6 +24,17 @@ KINDS = {
         "yarn": None,
     },
     "tied": {"tied_embeddings": True, "window_layers": "all"},
+    "GPT-2's layers": {
+        "experts": 0,
+        "activation": "gelu_tanh",
+        "norm": "layer",
+        "positions": "learned",
+        "swiglu_alpha": None,
+        "swiglu_limit": None,
+        "yarn": None,
+    },
+    "norms of queries and keys, shares of all experts": {"qk_norm": "head", "router_weights": "all"},
+    "norms over the width, windows in some layers": {"qk_norm": "width", "window_layers": (1, 2)},
 }
 kinds = pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS.keys())
 
@@ -35,6 +46,14 @@ def test_logits_are_hidden_times_unembedding(make_model, ids, changes):
     assert hidden.shape == (3, 24, 32)
     torch.testing.assert_close(model(ids), hidden @ model.unembedding.T)
     assert (model.unembedding is model.embedding.weight) == model.config.tied_embeddings
+
+
+def test_a_softcap_bounds_the_logits(make_model, ids):
+    model = make_model(logit_softcap=2.0)
+    with torch.no_grad():
+        plain, capped = model.hidden(ids) @ model.unembedding.T, model(ids)
+    torch.testing.assert_close(capped, 2.0 * torch.tanh(plain / 2.0))
+    assert float(capped.abs().max()) < 2.0 < float(plain.abs().max())
 
 
 @kinds

@@ -78,3 +78,15 @@ def test_router_losses_reach_the_router():
     plain, _ = run(ROWS, without)
     name = "blocks.0.mlp.router.weight"
     assert (with_losses[name] - plain[name]).abs().max() > 1e-5
+
+
+def test_a_softcap_is_part_of_the_loss():
+    config = small(experts=0, initializer_range=0.3, logit_softcap=1.5)
+    model = grist_model.build(config)
+    (batch,) = batches(ROWS)
+    result = language_model_loss(model, config, batch, batch.n_valid_tokens, ROWS * T)
+    want = torch.nn.functional.cross_entropy(model(batch.ids_BT).flatten(0, 1), batch.targets_BT.flatten())
+    torch.testing.assert_close(result.objective, want)
+    plain = small(experts=0, initializer_range=0.3)
+    other = language_model_loss(grist_model.build(plain), plain, batch, batch.n_valid_tokens, ROWS * T)
+    assert abs(float((other.objective - result.objective).detach())) > 1e-2

@@ -47,7 +47,11 @@ def language_model_loss(
     else:
         hidden_BTD, router = model.hidden(batch.ids_BT, cu_seqlens=batch.cu_seqlens, return_router=True)
     cross_entropy = linear_cross_entropy(
-        hidden_BTD.flatten(0, 1), model.unembedding, batch.targets_BT.flatten(), reduction="sum"
+        hidden_BTD.flatten(0, 1),
+        model.unembedding,
+        batch.targets_BT.flatten(),
+        softcap=config.logit_softcap,
+        reduction="sum",
     )
     objective = cross_entropy / valid_tokens
     if router is None:

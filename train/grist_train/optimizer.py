@@ -22,7 +22,7 @@ class ParameterRoles:
 
     Attributes:
         matrices: Weights inside the blocks that act as linear maps: attention projections and experts.
-        embeddings: The input embedding (and the head, when they are tied).
+        embeddings: The input embedding (and the head, when they are tied), and that of learned positions.
         decayed: What else takes weight decay: the head and the router.
         plain: Norms, biases, sinks.
     """
@@ -40,7 +40,7 @@ def roles(model: nn.Module) -> ParameterRoles:
         leaf = name.rsplit(".", 1)[-1]
         if p.ndim < 2 or leaf.startswith("b_") or leaf == "bias":
             plain.append(p)
-        elif name.startswith("embedding"):
+        elif name.startswith(("embedding", "position_embedding")):
             embeddings.append(p)
         elif name.startswith("blocks.") and ".router." not in name:
             matrices.append(p)

@@ -6,7 +6,7 @@ one it is saved as:
     config_from_hf(dict) -> ModelConfig       the settings of a config.json; ValueError for what it cannot express
     config_to_hf(ModelConfig) -> dict         the other way, without token ids and types of numbers
     misfit(ModelConfig, state) -> str | None  why a model cannot be written in this family; state None: its config alone
-    tensors(ModelConfig) -> list[TensorMap]   every tensor, its name on both sides and the change of layout between them
+    layout(ModelConfig) -> Layout             every tensor, its names on both sides and the change of layout between them
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from grist_model.config import ModelConfig
-from grist_model.families import gpt_oss, gristmill
+from grist_model.families import gpt2, gpt_oss, gristmill, llama, mixtral, olmoe, qwen3, qwen3_moe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-FAMILIES: dict[str, ModuleType] = {"gpt_oss": gpt_oss, "gristmill": gristmill}  # model_type in config.json -> module
+# model_type in config.json -> module; ours, which expresses everything, comes last.
+_MODULES = (gpt_oss, llama, qwen3, qwen3_moe, mixtral, olmoe, gpt2, gristmill)
+FAMILIES: dict[str, ModuleType] = {module.MODEL_TYPE: module for module in _MODULES}
 
 
 def family_of_hf(config: dict[str, Any]) -> ModuleType:

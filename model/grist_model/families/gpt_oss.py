@@ -5,14 +5,21 @@ D model width, E experts, F expert width.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from grist_model.config import ModelConfig, RopeScaling, YarnConfig
-from grist_model.families.layout import TensorMap, own_shapes
+from grist_model.config import ModelConfig
+from grist_model.families.decoder import (
+    ROUTER_TRAINING,
+    from_own_section,
+    own_section,
+    refuse_unsupported,
+    selection_bias_used,
+    unmet,
+)
+from grist_model.families.layout import Layout, Piece, own_shapes
+from grist_model.families.rope_settings import rope_from_hf, rope_misfit, rope_to_hf
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,14 +27,19 @@ if TYPE_CHECKING:
 MODEL_TYPE = "gpt_oss"
 ALPHA = 1.702  # fixed in transformers before version 5, so the only one written
 _SLIDING, _FULL = "sliding_attention", "full_attention"
-# What config.json of this family has no key for; kept in a section of our own that other software passes over.
-_OWN_FIELDS = ("balance", "router_z_loss_weight", "bias_update_rate")
 
 
 def misfit(config: ModelConfig, state: Mapping[str, Tensor] | None = None) -> str | None:
     """Why GPT-OSS cannot express this model, or None. A selection bias fits only while it is all zeros."""
     needs = {
         "experts > 0": config.experts > 0,
+        "no qk_norm": config.qk_norm == "none",
+        "rotary positions": config.positions == "rotary",
+        "RMSNorm": config.norm == "rms",
+        "no logit_softcap": config.logit_softcap is None,
+        "router_weights chosen": config.router_weights == "chosen",
+        rope_misfit(config) or "": rope_misfit(config) is None,
+        "no selection bias in use": not selection_bias_used(config, state),
         "attention sinks": config.sinks,
         "biases in experts (mlp_bias)": config.mlp_bias,
         "a router bias": config.router_bias,
@@ -35,13 +47,7 @@ def misfit(config: ModelConfig, state: Mapping[str, Tensor] | None = None) -> st
         f"swiglu_alpha {ALPHA}": config.swiglu_alpha == ALPHA,
         "a swiglu_limit": config.swiglu_limit is not None,
     }
-    if config.experts and config.balance == "bias":
-        zero = state is not None and not any(
-            bool(tensor.any()) for name, tensor in state.items() if name.endswith("router.selection_bias")
-        )
-        needs["no selection bias in use"] = zero
-    missing = [need for need, met in needs.items() if not met]
-    return f"GPT-OSS has {', '.join(missing)}" if missing else None
+    return unmet("GPT-OSS", needs)
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
@@ -51,13 +57,14 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     at another rate. Published files have experts_per_token beside num_experts_per_tok.
     """
     windows = [config.layer_window(layer) for layer in range(config.layers)]
-    rope = _rope_to_hf(config)
+    rope = rope_to_hf(config)
     return {
         "model_type": MODEL_TYPE,
         "architectures": ["GptOssForCausalLM"],
         "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.context_length,
-        "initial_context_length": rope.get("original_max_position_embeddings", config.context_length),
+        "initial_context_length": (rope["rope_scaling"] or {}).get(
+            "original_max_position_embeddings", config.context_length
+        ),
         "num_hidden_layers": config.layers,
         "hidden_size": config.width,
         "num_attention_heads": config.heads,
@@ -75,41 +82,14 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "swiglu_alpha": config.swiglu_alpha,
         "swiglu_limit": config.swiglu_limit,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": None if rope["rope_type"] == "default" else rope,
-        "rope_parameters": {**rope, "rope_theta": config.rope_theta},
+        **rope,
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tied_embeddings,
         "initializer_range": config.initializer_range,
         "output_router_logits": False,
         "router_aux_loss_coef": config.aux_loss_weight,
         "use_cache": True,
-        "gristmill": {name: getattr(config, name) for name in _OWN_FIELDS},
-    }
-
-
-def _rope_to_hf(config: ModelConfig) -> dict[str, Any]:
-    if config.yarn is not None:
-        return {
-            "rope_type": "yarn",
-            "factor": config.yarn.factor,
-            "beta_fast": config.yarn.beta_fast,
-            "beta_slow": config.yarn.beta_slow,
-            "truncate": config.yarn.truncate,
-            "original_max_position_embeddings": config.yarn.original_context,
-        }
-    scaling = config.rope_scaling
-    if scaling is None:
-        return {"rope_type": "default"}
-    if scaling.kind == "linear":
-        return {"rope_type": "linear", "factor": scaling.factor}
-    return {
-        "rope_type": "llama3",
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low_frequency_factor,
-        "high_freq_factor": scaling.high_frequency_factor,
-        "original_max_position_embeddings": scaling.original_context,
-    }
+    } | own_section(config, *ROUTER_TRAINING)
 
 
 def config_from_hf(config: dict[str, Any]) -> ModelConfig:
@@ -117,16 +97,17 @@ def config_from_hf(config: dict[str, Any]) -> ModelConfig:
 
     Raises ValueError for settings that our model does not have, and for quantized weights.
     """
-    _refuse_unsupported(config)
+    refuse_unsupported(config, hidden_act="silu", attention_dropout=0.0)
     layers = config.get("num_hidden_layers", 36)
     window_layers = _window_layers(config, layers)
-    theta, scaling = _rope_from_hf(config)
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    if not rope and "rope_theta" not in config:  # the default of transformers' GptOssConfig
+        yarn = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False}
+        config = {**config, "rope_parameters": yarn}
     width, heads = config.get("hidden_size", 2880), config.get("num_attention_heads", 64)
     head_width = config.get("head_dim", 64)
-    own = config.get("gristmill") or {}
     return ModelConfig(
         vocab_size=config.get("vocab_size", 201088),
-        context_length=config.get("max_position_embeddings", 131072),
         layers=layers,
         width=width,
         heads=heads,
@@ -141,22 +122,21 @@ def config_from_hf(config: dict[str, Any]) -> ModelConfig:
         expert_width=config.get("intermediate_size", 2880),
         swiglu_alpha=config.get("swiglu_alpha", ALPHA),
         swiglu_limit=config.get("swiglu_limit", 7.0),
-        rope_theta=theta,
-        yarn=scaling if isinstance(scaling, YarnConfig) else None,
-        rope_scaling=scaling if isinstance(scaling, RopeScaling) else None,
         norm_eps=config.get("rms_norm_eps", 1e-5),
         tied_embeddings=config.get("tie_word_embeddings", False),
         initializer_range=config.get("initializer_range", 0.02),
         aux_loss_weight=config.get("router_aux_loss_coef", 0.001),
-        **{name: own[name] for name in _OWN_FIELDS if name in own},
+        **rope_from_hf(config, 150000.0, 131072),
+        **from_own_section(config, *ROUTER_TRAINING),
     )
 
 
-def tensors(config: ModelConfig) -> list[TensorMap]:
-    maps = [_tensor_map(name, shape) for name, shape in own_shapes(config).items()]
-    if config.tied_embeddings:  # some writers repeat the embedding as the head
-        maps = [replace(m, also_named=("lm_head.weight",)) if m.name == "embedding.weight" else m for m in maps]
-    return maps
+def layout(config: ModelConfig) -> Layout:
+    shapes = own_shapes(config)
+    zeros = tuple(name for name in shapes if name.endswith("router.selection_bias"))
+    pieces = tuple(_piece(name) for name in shapes if name not in zeros)
+    copies = {"model.embed_tokens.weight": ("lm_head.weight",)} if config.tied_embeddings else {}
+    return Layout(shapes, {piece.hf_name: shapes[piece.name] for piece in pieces}, pieces, zeros, copies)
 
 
 _NAMES = {
@@ -180,9 +160,7 @@ _WHOLE_NAMES = {
 }
 
 
-def _tensor_map(name: str, shape: tuple[int, ...]) -> TensorMap:
-    if name.endswith("router.selection_bias"):
-        return TensorMap(name, shape, None)
+def _piece(name: str) -> Piece:
     block = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
     prefix, rest = (f"model.layers.{block[1]}.", block[2]) if block else ("", name)
     if rest in _WHOLE_NAMES:
@@ -191,8 +169,8 @@ def _tensor_map(name: str, shape: tuple[int, ...]) -> TensorMap:
         module, _, leaf = rest.rpartition(".")
         hf_name = f"{prefix}{_NAMES[module]}.{leaf}"
     if rest.endswith(("w_gate_up", "b_gate_up")):
-        return TensorMap(name, shape, hf_name, to_hf=_interleave, from_hf=_halves)
-    return TensorMap(name, shape, hf_name)
+        return Piece(name, hf_name, to_hf=_interleave, from_hf=_halves)
+    return Piece(name, hf_name)
 
 
 def _interleave(x: Tensor) -> Tensor:
@@ -204,16 +182,7 @@ def _halves(x: Tensor) -> Tensor:
     return x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
 
 
-def _refuse_unsupported(config: dict[str, Any]) -> None:
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "an unknown method")
-        raise ValueError(f"these weights are quantized with {method}: dequantize them to bfloat16 first")
-    for key, expected in (("hidden_act", "silu"), ("attention_dropout", 0.0)):
-        if config.get(key, expected) != expected:
-            raise ValueError(f"config.json has {key} {config[key]!r}, but only {expected!r} is supported")
-
-
-def _window_layers(config: dict[str, Any], layers: int) -> Literal["alternate", "all", "none"]:
+def _window_layers(config: dict[str, Any], layers: int) -> Literal["alternate", "all", "none"] | tuple[int, ...]:
     alternate = [_FULL if layer % 2 else _SLIDING for layer in range(layers)]
     kinds = config.get("layer_types") or alternate
     if kinds == alternate:
@@ -222,37 +191,6 @@ def _window_layers(config: dict[str, Any], layers: int) -> Literal["alternate", 
         return "all"
     if kinds == [_FULL] * layers:
         return "none"
-    raise ValueError(
-        f"layer_types must alternate from {_SLIDING}, or be the same in all {layers} layers, but are {kinds}"
-    )
-
-
-def _rope_from_hf(config: dict[str, Any]) -> tuple[float, YarnConfig | RopeScaling | None]:
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta", config.get("rope_theta", 150000.0)))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if not rope and "rope_theta" not in config:
-        rope, kind = {"factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False}, "yarn"
-    if kind == "default":
-        return theta, None
-    if kind == "linear":
-        return theta, RopeScaling("linear", float(rope["factor"]))
-    if kind == "llama3":
-        original = int(rope["original_max_position_embeddings"])
-        low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
-        return theta, RopeScaling("llama3", float(rope["factor"]), original, low, high)
-    if kind != "yarn":
-        raise ValueError(f"config.json has rope_type {kind!r}, but only default, linear, llama3 and yarn are supported")
-    yarn = YarnConfig(
-        factor=float(rope["factor"]),
-        original_context=int(rope["original_max_position_embeddings"]),
-        beta_fast=float(rope.get("beta_fast") or 32.0),
-        beta_slow=float(rope.get("beta_slow") or 1.0),
-        truncate=bool(rope.get("truncate", True)),
-    )
-    given, ours = rope.get("attention_factor"), 0.1 * math.log(yarn.factor) + 1.0
-    if given is not None and not math.isclose(given, ours, rel_tol=1e-6):
-        raise ValueError(f"config.json has attention_factor {given}, but only YaRN's own {ours} is supported")
-    if rope.get("mscale") or rope.get("mscale_all_dim"):
-        raise ValueError("config.json has YaRN's mscale settings, which are not supported")
-    return theta, yarn
+    if len(kinds) != layers or set(kinds) - {_SLIDING, _FULL}:
+        raise ValueError(f"layer_types must give {_SLIDING} or {_FULL} for each of {layers} layers, but are {kinds}")
+    return tuple(layer for layer, kind in enumerate(kinds) if kind == _SLIDING)

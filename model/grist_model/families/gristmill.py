@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from grist_model.config import ModelConfig, RopeScaling, YarnConfig
-from grist_model.families.layout import TensorMap, own_shapes
+from grist_model.families.layout import Layout, Piece, own_shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,10 +46,13 @@ def config_from_hf(config: dict[str, Any]) -> ModelConfig:
         )
     if settings.get("yarn") is not None:
         settings["yarn"] = YarnConfig(**settings["yarn"])
+    if isinstance(settings.get("window_layers"), list):
+        settings["window_layers"] = tuple(settings["window_layers"])
     if settings.get("rope_scaling") is not None:
         settings["rope_scaling"] = RopeScaling(**settings["rope_scaling"])
     return ModelConfig(**settings)
 
 
-def tensors(config: ModelConfig) -> list[TensorMap]:
-    return [TensorMap(name, shape, name) for name, shape in own_shapes(config).items()]
+def layout(config: ModelConfig) -> Layout:
+    shapes = own_shapes(config)
+    return Layout(shapes, shapes, tuple(Piece(name, name) for name in shapes))

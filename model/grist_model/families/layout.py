@@ -1,9 +1,15 @@
-"""What every family's table of tensors is made of."""
+"""How a model's tensors lie in a family's files: pieces of ours against pieces of theirs.
+
+A piece says ours[at] = from_hf(theirs[hf_at]), and back: theirs[hf_at] = to_hf(ours[at]). Together the pieces of a layout cover
+every element on both sides exactly once, whether a file splits one of our tensors (an expert a tensor) or joins several
+(GPT-2's c_attn).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from grist_model.config import ModelConfig
@@ -11,26 +17,62 @@ from grist_model.config import ModelConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+Shape = tuple[int, ...]
+Index = tuple[int | slice, ...]
+
 
 @dataclass(frozen=True)
-class TensorMap:
-    """One tensor: its name and shape in our state dict and its name in the file.
-
-    hf_name None: the family has no such tensor and it must be all zeros, as for a selection bias that was never moved.
-    to_hf and from_hf change the layout, None where it is the same; both keep the shape. also_named: other names under
-    which a file may repeat the same tensor.
-    """
+class Piece:
+    """name, at: one of our tensors and which part of it; () is all. hf_name, hf_at: the same in the file. to_hf and from_hf
+    change the layout, None where it is the same."""
 
     name: str
-    shape: tuple[int, ...]
-    hf_name: str | None
+    hf_name: str
+    at: Index = ()
+    hf_at: Index = ()
     to_hf: Callable[[Tensor], Tensor] | None = None
     from_hf: Callable[[Tensor], Tensor] | None = None
-    also_named: tuple[str, ...] = ()
 
 
-def own_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+@dataclass(frozen=True)
+class Layout:
+    """shapes: of our state dict. hf_shapes: of the file's tensors, in their order. zeros: tensors of ours that the family does
+    not have and that must be all zeros, as a selection bias that was never moved. copies: a file's tensor -> other names
+    under which the file may repeat it. computed: pattern of names that hold no trained values, which are passed over.
+    optional_prefix: what some files leave out at the beginning of names.
+    """
+
+    shapes: dict[str, Shape]
+    hf_shapes: dict[str, Shape]
+    pieces: tuple[Piece, ...]
+    zeros: tuple[str, ...] = ()
+    copies: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    computed: str | None = None
+    optional_prefix: str = ""
+
+    @cached_property
+    def of_ours(self) -> dict[str, list[Piece]]:
+        """Pieces by our tensor."""
+        return self._grouped("name")
+
+    @cached_property
+    def of_theirs(self) -> dict[str, list[Piece]]:
+        """Pieces by the file's tensor."""
+        return self._grouped("hf_name")
+
+    def _grouped(self, key: str) -> dict[str, list[Piece]]:
+        groups: dict[str, list[Piece]] = {}
+        for piece in self.pieces:
+            groups.setdefault(getattr(piece, key), []).append(piece)
+        return groups
+
+
+def own_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Name -> shape of everything in our state dict, in order."""
     from grist_model.transformer import build
 
     return {name: tuple(tensor.shape) for name, tensor in build(config, device="meta").state_dict().items()}
+
+
+def transposed(x: Tensor) -> Tensor:
+    return x.transpose(-1, -2)
