@@ -15,7 +15,7 @@ from grist_model.config import ModelConfig, RopeScaling, YarnConfig
 from grist_model.generate import generate, stream
 
 if TYPE_CHECKING:
-    from grist_model.checkpoint import load, save
+    from grist_model.checkpoint import load, load_into, save
     from grist_model.initialization import initialize
     from grist_model.moe import RouterStats
     from grist_model.transformer import Transformer, build
@@ -26,6 +26,7 @@ _LAZY = {
     "build": "grist_model.transformer",
     "initialize": "grist_model.initialization",
     "load": "grist_model.checkpoint",
+    "load_into": "grist_model.checkpoint",
     "save": "grist_model.checkpoint",
 }
 
@@ -49,6 +50,7 @@ __all__ = [
     "generate",
     "initialize",
     "load",
+    "load_into",
     "save",
     "stream",
 ]

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import reduce
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -17,12 +18,15 @@ from torch import Tensor
 
 from grist_model.config import ModelConfig
 from grist_model.families import FAMILIES, family_for, family_of_hf
+from grist_model.families.decoder import ROUTER_TRAINING
 from grist_model.families.layout import Layout
+from grist_model.local_part import local_part
 from grist_model.transformer import Transformer, build, plain_name
 from grist_model.weight_files import (
     check_coverage,
     open_weights,
     read_json,
+    read_region,
     read_tensor,
     target_type,
     with_progress,
@@ -118,6 +122,50 @@ def load(
     if model.rope is not None:
         model.rope.reset(device)
     return model
+
+
+def load_into(model: Transformer, directory: str | Path) -> None:
+    """Fill a model that is built, and perhaps sharded (FSDP2, expert parallelism), from a portable directory.
+
+    Every process reads the rows that it holds, a tensor at a time, and converts them to the model's types: no process ever
+    holds the whole model. The model must have storage (`to_empty`), its values do not matter.
+
+    Raises what `load` raises, and ValueError for a model of another shape than the directory's.
+    """
+    directory = Path(directory)
+    hf_config = read_json(directory / "config.json", directory)
+    family = family_of_hf(hf_config)
+    _check_same_function(family, ModelConfig.from_hf(hf_config), model.config, directory)
+    layout = family.layout(model.config)
+    ours = {plain_name(name): tensor for name, tensor in model.state_dict().items()}
+    check_coverage("the model", {name: tuple(tensor.shape) for name, tensor in ours.items()}, layout.shapes)
+    with ExitStack() as stack, torch.no_grad():
+        read = open_weights(directory, layout, stack)
+        for name in with_progress(layout.shapes, layout, 4):
+            if ours[name].is_meta:
+                raise ValueError(f"{name} is on the meta device: call model.to_empty(device=...) before load_into")
+            local, offset = local_part(ours[name])
+            local.copy_(read_region(name, layout, read, offset, tuple(local.shape)))
+    if model.rope is not None:
+        model.rope.reset()
+
+
+# What decides how a model is trained, and not what it computes.
+_TRAINING = ("gristmill", "router_aux_loss_coef", "initializer_range", *ROUTER_TRAINING, "aux_loss_weight")
+
+
+def _check_same_function(family: ModuleType, stored: ModelConfig, given: ModelConfig, directory: Path) -> None:
+    """Compared as the family writes them: settings without a meaning, of a router in a dense model say, do not matter."""
+    if (why := family.misfit(given)) and family.misfit(stored) is None:
+        raise ValueError(f"{directory} cannot be the model that this config describes: {why}")
+    there, here = family.config_to_hf(stored), family.config_to_hf(given)
+    differing = [
+        f"{key} ({there.get(key)} there, {here.get(key)} here)"
+        for key in there | here
+        if key not in _TRAINING and there.get(key) != here.get(key)
+    ]
+    if differing:
+        raise ValueError(f"{directory} holds a model of another shape: {', '.join(differing)}")
 
 
 def _state_and_config(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from grist_model.config import ModelConfig
+from grist_model.local_part import local_part
 from grist_model.transformer import Transformer, plain_name
 
 ROWS_PER_BLOCK = 256  # of a matrix; of experts' weights (E, in, out) a block is one expert
@@ -41,7 +42,7 @@ def initialize(model: Transformer, seed: int) -> None:
 
 
 def _fill(name: str, parameter: nn.Parameter, config: ModelConfig, seed: int) -> None:
-    local, offset = _local_part(parameter)
+    local, offset = local_part(parameter)
     if parameter.dim() == 1 or name.endswith(("b_gate_up", "b_down")):
         local.fill_(1.0 if name.endswith("norm.weight") else 0.0)
         return
@@ -75,17 +76,3 @@ def _draw(
 def _block_seed(seed: int, name: str, block: int) -> int:
     digest = hashlib.sha256(f"{seed}/{name}/{block}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1  # manual_seed wants a signed 64-bit number
-
-
-def _local_part(parameter: nn.Parameter) -> tuple[Tensor, tuple[int, ...]]:
-    """The tensor this process holds and where it starts in the whole parameter."""
-    if not hasattr(parameter, "to_local"):
-        return parameter.detach(), (0,) * parameter.dim()
-    from torch.distributed.tensor import DTensor  # here: a model on one process need not wait for this import
-
-    assert isinstance(parameter, DTensor)
-    # Not public, but what torch.distributed.checkpoint itself places shards with; uneven and empty shards included.
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
-    return parameter.to_local().detach(), tuple(offset)

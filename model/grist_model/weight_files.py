@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,10 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from grist_kernels.moe_mxfp4.dequantise import BLOCK, dequantise_mxfp4
 from grist_model.families.layout import Layout, Piece, Shape
 
-Read = Callable[[str], Tensor | None]
+_EVERYTHING = slice(None)
 
+_BLOCKS, _SCALES = "_blocks", "_scales"
 _PROGRESS_FROM_BYTES = 1_000_000_000
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -114,8 +116,18 @@ def read_json(path: Path, directory: Path) -> dict[str, Any]:
     return content
 
 
+class Read(Protocol):
+    """A tensor by its name in the layout, or rows of it; None where the files do not have it."""
+
+    def __call__(self, name: str, rows: slice = _EVERYTHING) -> Tensor | None: ...
+
+
 def open_weights(directory: Path, layout: Layout, stack: ExitStack) -> Read:
-    """Open every weight file and check names and shapes -> a function from a name of the layout to its tensor."""
+    """Open every weight file and check names and shapes -> a function that reads.
+
+    Experts in MXFP4 (X_blocks and X_scales instead of X, as published GPT-OSS files have them) are read as X in bfloat16, which
+    holds their numbers exactly.
+    """
     files: dict[str, tuple[Any, str]] = {}
     shapes: dict[str, Shape] = {}
     for path in _weight_files(directory):
@@ -128,16 +140,35 @@ def open_weights(directory: Path, layout: Layout, stack: ExitStack) -> Read:
             if name is not None:
                 files[name] = file, stored
                 shapes[name] = tuple(file.get_slice(stored).get_shape())
+    packed = [name.removesuffix(_BLOCKS) for name in shapes if name.endswith(_BLOCKS) and name not in layout.hf_shapes]
+    for name in packed:
+        shapes[name] = _unpacked_shape(name, shapes, directory)
     copies = {copy for names in layout.copies.values() for copy in names}
     check_coverage(str(directory), {n: s for n, s in shapes.items() if n not in copies}, layout.hf_shapes)
 
-    def read(name: str) -> Tensor | None:
-        if name not in files:
-            return None
+    def stored_rows(name: str, rows: slice) -> Tensor:
         file, stored = files[name]
-        return file.get_tensor(stored)
+        return file.get_tensor(stored) if rows == _EVERYTHING else file.get_slice(stored)[rows]
+
+    def read(name: str, rows: slice = _EVERYTHING) -> Tensor | None:
+        if name in packed:
+            blocks, scales = stored_rows(name + _BLOCKS, rows), stored_rows(name + _SCALES, rows)
+            return dequantise_mxfp4(blocks, scales).to(torch.bfloat16).transpose(-1, -2)
+        return stored_rows(name, rows) if name in files else None
 
     return read
+
+
+def _unpacked_shape(name: str, shapes: dict[str, Shape], directory: Path) -> Shape:
+    """(E, in, out) of experts in MXFP4, whose parts are taken out of `shapes`."""
+    blocks, scales = shapes.pop(name + _BLOCKS), shapes.pop(name + _SCALES, None)
+    if len(blocks) != 4 or blocks[-1] != BLOCK // 2 or scales != blocks[:-1]:
+        raise ValueError(
+            f"{directory}: {name}{_BLOCKS} is {blocks} and {name}{_SCALES} {scales or 'missing'}, but MXFP4 is (E, out, in / "
+            f"{BLOCK}, {BLOCK // 2}) and (E, out, in / {BLOCK})"
+        )
+    E, out, n_blocks, _ = blocks
+    return E, n_blocks * BLOCK, out
 
 
 def _name_of(stored: str, layout: Layout) -> str | None:
@@ -183,6 +214,38 @@ def read_tensor(name: str, layout: Layout, read: Read, directory: Path) -> Tenso
     for piece in pieces[1:]:
         out[piece.at] = _piece_of_ours(piece, read)
     return out
+
+
+def read_region(name: str, layout: Layout, read: Read, offset: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
+    """The part of one of our tensors that begins at `offset` and has `size`, float32 or as it is stored.
+
+    Where a file keeps the same rows, only these are read; elsewhere one of the file's tensors at a time, never one of ours.
+    """
+    shape, (first, last) = layout.shapes[name], (offset[0], offset[0] + size[0])
+    if name in layout.zeros or 0 in size:
+        return torch.zeros(size)
+    columns = tuple(slice(begin, begin + length) for begin, length in zip(offset[1:], size[1:], strict=True))
+    out = None
+    for piece in layout.of_ours[name]:
+        begin, end = piece.rows_of(shape)
+        low, high = max(begin, first), min(end, last)
+        if low < high:
+            rows = _rows_of_piece(piece, low - begin, high - begin, read)
+            out = rows.new_empty((size[0], *shape[1:])) if out is None else out
+            inside = low - first if piece.at and isinstance(piece.at[0], int) else slice(low - first, high - first)
+            out[(inside, *piece.at[1:])] = rows
+    assert out is not None, "pieces cover everything"
+    return out[(slice(None), *columns)]
+
+
+def _rows_of_piece(piece: Piece, low: int, high: int, read: Read) -> Tensor:
+    """Rows low to high of a piece; of a piece that is one row of ours, all of it."""
+    if not piece.hf_at and (piece.from_hf is None or piece.by_rows):
+        tensor = read(piece.hf_name, slice(low, high))
+        assert tensor is not None, "coverage was checked"
+        return tensor if piece.from_hf is None else piece.from_hf(tensor)
+    whole = _piece_of_ours(piece, read)
+    return whole if piece.at and isinstance(piece.at[0], int) else whole[low:high]
 
 
 def _piece_of_ours(piece: Piece, read: Read) -> Tensor:

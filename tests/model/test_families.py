@@ -5,7 +5,9 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from grist_kernels.moe_mxfp4.dequantise import dequantise_mxfp4
 from grist_model import ModelConfig, RopeScaling, YarnConfig, generate, load, save
 from grist_model.families import family_for, gpt_oss
 
@@ -147,7 +149,7 @@ def test_published_config_is_read():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"quantization_config": {"quant_method": "mxfp4"}}, "quantized with mxfp4: dequantize"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantized with gptq: dequantize"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"attention_dropout": 0.1}, "attention_dropout 0.1"),
         ({"layer_types": ["full_attention", "chunked_attention", "full_attention"]}, "layer_types must give"),
@@ -212,3 +214,35 @@ def test_the_files_of_gpt_oss_interleave_gate_and_up(tiny):
 def test_config_alone_with_a_selection_bias_may_not_fit_gpt_oss(tiny):
     assert family_for(tiny()).MODEL_TYPE == "gpt_oss"
     assert family_for(tiny(balance="bias")).MODEL_TYPE == "gristmill"
+
+
+def test_experts_in_mxfp4_are_read_as_the_numbers_they_stand_for(ids, make_model, tmp_path):
+    """Files as OpenAI publishes them: blocks and scales, out-major, in place of the matrices."""
+    save(make_model(expert_width=32), tmp_path, dtype=torch.bfloat16)
+    path, draw = tmp_path / "model.safetensors", torch.Generator().manual_seed(0)
+    tensors, want = load_file(path), {}
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        E, rows, columns = tensors.pop(name).shape
+        blocks = torch.randint(256, (E, columns, rows // 32, 16), generator=draw).to(torch.uint8)
+        scales = torch.randint(118, 124, (E, columns, rows // 32), generator=draw).to(torch.uint8)
+        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        want[name] = dequantise_mxfp4(blocks, scales).transpose(1, 2)
+    save_file(tensors, path, metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    modules = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": modules}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ours = load(tmp_path, dtype=torch.float32)
+    state = ours.state_dict()
+    for piece in gpt_oss.layout(ours.config).pieces:
+        if piece.hf_name in want:
+            tensor = state[piece.name]
+            assert torch.equal(tensor if piece.to_hf is None else piece.to_hf(tensor), want[piece.hf_name]), piece.name
+    with torch.no_grad():
+        save(ours, tmp_path / "dequantised")
+        logits = in_transformers(tmp_path / "dequantised")(ids).logits
+        assert float((ours(ids) - logits).abs().max()) < 1e-4 * float(logits.abs().max())
+    del tensors["model.layers.1.mlp.experts.down_proj_scales"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.experts\.down_proj_scales missing"):
+        load(tmp_path)

@@ -198,7 +198,8 @@ def _delta_steps(
     H: tl.constexpr, HEAD: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """delta + rowsum(p * d_p), and total + rowsum(p)."""
-    for begin in range(low, high, BLOCK_K):
+    for step in range(tl.cdiv(tl.maximum(high - low, 0), BLOCK_K)):
+        begin = low + step * BLOCK_K
         k_tile = _tile(k, batch, begin, head, T_keys, k_batch, k_time, k_head, True, BLOCK_K, H, HEAD)
         v_tile = _tile(v, batch, begin, head, T_keys, v_batch, v_time, v_head, True, BLOCK_K, H, HEAD)
         p = tl.exp2(tl.dot(q, tl.trans(k_tile), input_precision="ieee") * scale - lse[:, None])

@@ -97,6 +97,8 @@ def config_from_hf(config: dict[str, Any]) -> ModelConfig:
 
     Raises ValueError for settings that our model does not have, and for quantized weights.
     """
+    if (config.get("quantization_config") or {}).get("quant_method") == "mxfp4":
+        config = {**config, "quantization_config": None}  # read as the bfloat16 numbers that it stands for
     refuse_unsupported(config, hidden_act="silu", attention_dropout=0.0)
     layers = config.get("num_hidden_layers", 36)
     window_layers = _window_layers(config, layers)
@@ -169,7 +171,7 @@ def _piece(name: str) -> Piece:
         module, _, leaf = rest.rpartition(".")
         hf_name = f"{prefix}{_NAMES[module]}.{leaf}"
     if rest.endswith(("w_gate_up", "b_gate_up")):
-        return Piece(name, hf_name, to_hf=_interleave, from_hf=_halves)
+        return Piece(name, hf_name, to_hf=_interleave, from_hf=_halves, by_rows=True)
     return Piece(name, hf_name)
 
 

@@ -24,7 +24,7 @@ Index = tuple[int | slice, ...]
 @dataclass(frozen=True)
 class Piece:
     """name, at: one of our tensors and which part of it; () is all. hf_name, hf_at: the same in the file. to_hf and from_hf
-    change the layout, None where it is the same."""
+    change the layout, None where it is the same; by_rows: both work on any rows of the first axis alone."""
 
     name: str
     hf_name: str
@@ -32,6 +32,18 @@ class Piece:
     hf_at: Index = ()
     to_hf: Callable[[Tensor], Tensor] | None = None
     from_hf: Callable[[Tensor], Tensor] | None = None
+    by_rows: bool = False
+
+    def rows_of(self, shape: Shape) -> tuple[int, int]:
+        """First and last (exclusive) row of our tensor, of that shape, in this piece."""
+        if not self.at:
+            return 0, shape[0]
+        first = self.at[0]
+        return (
+            (first, first + 1)
+            if isinstance(first, int)
+            else (first.start or 0, shape[0] if first.stop is None else first.stop)
+        )
 
 
 @dataclass(frozen=True)
