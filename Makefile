@@ -6,7 +6,7 @@ BASE_PYTHON ?= python3
 VENV := .venv
 PYTHON ?= $(VENV)/bin/python
 CONSTRAINTS ?= -c constraints.txt
-EXTRAS ?= sample,files,hub,export,dev
+EXTRAS ?= sample,files,hub,fast,clean,export,dev
 
 # A run: make train RUN=lesson, or CONFIG=path/to/run.yaml; ARGS="--optimizer.lr 3e-4" overrides single keys.
 RUN ?= quickstart

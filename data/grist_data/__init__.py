@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from grist_data.batch import Batch
     from grist_data.batches import Batches
     from grist_data.evaluation import evaluation_batches
+    from grist_data.loader import TokenDataset, TokenStream
     from grist_data.mixture import Mixture, Stage
     from grist_data.prepare import PrepareConfig, prepare
     from grist_data.shards import Shards
@@ -35,6 +36,8 @@ _HOME = {
     "Batches": "batches",
     "Mixture": "mixture",
     "Stage": "mixture",
+    "TokenDataset": "loader",
+    "TokenStream": "loader",
     "evaluation_batches": "evaluation",
 }
 
@@ -47,6 +50,8 @@ __all__ = [
     "PrepareConfig",
     "Shards",
     "Stage",
+    "TokenDataset",
+    "TokenStream",
     "Tokenizer",
     "evaluation_batches",
     "prepare",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,6 +25,17 @@ class Batch:
     cu_seqlens: torch.Tensor | None
     n_valid_tokens: int
     max_seqlen: int | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """What a DataLoader with pin_memory=True calls."""
+        return self._with(torch.Tensor.pin_memory)
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        cu_seqlens = None if self.cu_seqlens is None else change(self.cu_seqlens)
+        return replace(self, ids_BT=change(self.ids_BT), targets_BT=change(self.targets_BT), cu_seqlens=cu_seqlens)
 
     def tensors(self) -> list[torch.Tensor]:
         return [tensor for tensor in (self.ids_BT, self.targets_BT, self.cu_seqlens) if tensor is not None]

@@ -141,14 +141,11 @@ class Batches:
         return self
 
     def __next__(self) -> list[Batch]:
-        if not self._prefetch:
-            step, batches, ready = _make(self._steps, self._supply)
-        else:
-            try:
-                step, batches, ready = self._thread().take()
-            except Exception:
-                self._seek(self._pos)  # the thread has ended: the next call tries this step again
-                raise
+        try:
+            step, batches, ready = self._thread().take() if self._prefetch else _make(self._steps, self._supply)
+        except BaseException:
+            self._seek(self._pos)  # the next call tries this step again, and the state is where it was
+            raise
         self._pos += step.setting.global_batch_size
         return self._supply.hand_over(batches, ready)
 
@@ -163,9 +160,8 @@ class Batches:
             raise ValueError(f"the sequence_length changes between positions {positions.min()} and {positions.max()}")
         offsets = self.order.offsets(positions) if offsets is None else offsets
         step = Step(positions, replace(settings[0], micro_batch_size=None), offsets)
-        supply = self._supply_of(
-            len(positions) * (settings[0].sequence_length + 1)
-        )  # the thread has buffers of its own
+        # Not `_supply`: its buffers may be the thread's, and are for a share of a step.
+        supply = self._supply_of(len(positions) * (settings[0].sequence_length + 1))
         return supply.hand_over(*supply.batches(step))[0]
 
     def skip(self, steps: int) -> None:
@@ -183,13 +179,18 @@ class Batches:
         """Where the order stands after the last batch handed out: valid for any rank, world size and batch size, and with any
         stages from there on.
         """
-        return self._state(self._pos)
+        return self.state_at(self._pos)
+
+    def state_at(self, pos: int) -> dict[str, Any]:
+        """The state of this order when `pos` samples have been handed out."""
+        dataset_id, plan = self.order.identity(pos)
+        return {"pos": pos, "dataset_id": dataset_id, "plan": plan}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken. Raises ValueError when it belongs to other datasets or another order."""
-        if state.keys() != self._state(0).keys() or not isinstance(state["pos"], int) or state["pos"] < 0:
+        if state.keys() != self.state_at(0).keys() or not isinstance(state["pos"], int) or state["pos"] < 0:
             raise ValueError(f"not a data position: expected pos >= 0, dataset_id and plan, but got {state}")
-        own = self._state(state["pos"])
+        own = self.state_at(state["pos"])
         if state["dataset_id"] != own["dataset_id"]:
             raise ValueError(
                 f"the run was reading dataset {state['dataset_id']}, but here its first {state['pos']:,} samples come from"
@@ -204,10 +205,6 @@ class Batches:
             )
         check_steps(self._settings, state["pos"])
         self._seek(state["pos"])
-
-    def _state(self, pos: int) -> dict[str, Any]:
-        dataset_id, plan = self.order.identity(pos)
-        return {"pos": pos, "dataset_id": dataset_id, "plan": plan}
 
     def _seek(self, pos: int) -> None:
         """Go on at a position, with nothing made ahead."""

@@ -39,9 +39,27 @@ class Engine:
         return [by_reference[number] if number in by_reference else next(encoded) for number in range(len(texts))]
 
 
+_FORKED = False
+
+
+def _note_fork() -> None:
+    global _FORKED
+    _FORKED = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def forked() -> bool:
+    """Whether this process was forked off one that had loaded this: threads that a library started there are missing here, and
+    it may wait for them for ever."""
+    return _FORKED
+
+
 def threads() -> int:
     """How many an engine uses: one in a worker process or where TOKENIZERS_PARALLELISM=false, else one for every core."""
     off = os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in ("false", "off", "no", "f", "n", "0")
-    if off or multiprocessing.parent_process() is not None:
+    if off or forked() or multiprocessing.parent_process() is not None:
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

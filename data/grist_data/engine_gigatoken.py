@@ -6,7 +6,6 @@ import functools
 import importlib
 import itertools
 import json
-import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 
 from grist_data.engine_base import Engine, threads
 from grist_data.engine_ranks import Ranks, UnsupportedTokenizer, ranks_of
-from grist_data.engine_unicode import CHARACTERS, disputed, version_of
+from grist_data.engine_unicode import CHARACTERS, disputed, holds_any, version_of
 from grist_data.patterns import GPT2
 from grist_data.tokenizer import Tokenizer, bytes_to_characters
 
@@ -25,7 +24,7 @@ _LEADING, _CONTINUING = range(0xC2, 0xF5), range(0x80, 0xC0)
 
 
 def open_gigatoken(tokenizer: Tokenizer) -> Engine:
-    """Raises ImportError where gigatoken is missing and UnsupportedTokenizer where it cannot give the reference's ids."""
+    """Raises ImportError where gigatoken is missing and UnsupportedTokenizer where it has no ids for a tokenizer."""
     importlib.import_module("gigatoken")  # that it is missing is to be known before the ranks, which take a second
     ranks = ranks_of(tokenizer.definition)
     encoder = _Encoder(ranks)
@@ -35,7 +34,7 @@ def open_gigatoken(tokenizer: Tokenizer) -> Engine:
         unicode_version=unicode_version(),
         reference=tokenizer,
         encode=encoder.encode,
-        is_hard=functools.partial(holds_disputed, ranks.pattern),
+        is_hard=lambda text: holds_disputed(ranks.pattern, text) or ranks.lack(text),
     )
 
 
@@ -66,8 +65,8 @@ def _opened(definition: str) -> Any:
     gigatoken = importlib.import_module("gigatoken")
     try:
         return gigatoken.Tokenizer.from_json(definition)
-    except (RuntimeError, ValueError) as error:
-        raise UnsupportedTokenizer(f"gigatoken refuses it: {error}") from error
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise UnsupportedTokenizer(f"gigatoken does not open it: {error!r}") from error
 
 
 def _definition(ranks: Mapping[bytes, int], merges: Sequence[tuple[bytes, bytes]], pattern: str) -> str:
@@ -90,7 +89,7 @@ def _definition(ranks: Mapping[bytes, int], merges: Sequence[tuple[bytes, bytes]
 
 def holds_disputed(pattern: str, text: str) -> bool:
     """Whether a text holds a character that gigatoken takes differently than the reference."""
-    return not text.isascii() and (found := _disputed(pattern)) is not None and found.search(text) is not None
+    return not text.isascii() and holds_any(text, _disputed(pattern))
 
 
 def unicode_version() -> str:
@@ -102,7 +101,7 @@ def unicode_version() -> str:
 
 
 @functools.cache
-def _disputed(pattern: str) -> re.Pattern[str] | None:
+def _disputed(pattern: str) -> np.ndarray:
     return disputed(_behaviour(pattern, CHARACTERS))
 
 

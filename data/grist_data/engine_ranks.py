@@ -7,14 +7,18 @@ text is decided here, token by token, not by trying texts.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import sys
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from grist_data.engine_unicode import CHARACTERS, holds_any
 from grist_data.patterns import GPT2, KNOWN
 from grist_data.tokenizer import bytes_to_characters
 
@@ -27,12 +31,19 @@ class UnsupportedTokenizer(ValueError):
 class Ranks:
     """id_of: every token that text can become, by its bytes. merge_of: the merge that forms it, for those that one does.
 
-    pattern: how text is split before merging, one of patterns.KNOWN.
+    pattern: how text is split before merging, one of patterns.KNOWN. nfc: whether text is normalized to NFC first.
+    literal: tokens that are found in a text before it is split.
     """
 
     id_of: dict[bytes, int]
     merge_of: dict[bytes, tuple[bytes, bytes]]
     pattern: str
+    nfc: bool = False
+    literal: tuple[str, ...] = ()
+
+    def lack(self, text: str) -> bool:
+        """Whether the tokenizer does with a text what ranks cannot say: it normalizes it, or finds a token in it."""
+        return any(token in text for token in self.literal) or (self.nfc and not _is_surely_nfc(text))
 
     def dense(self) -> tuple[dict[bytes, int], np.ndarray]:
         """Ranks without gaps, the 256 bytes first and all others in the order of ids; and the id of each rank, uint32."""
@@ -50,10 +61,8 @@ def ranks_of(definition: dict[str, Any]) -> Ranks:
     for setting in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(setting):
             raise UnsupportedTokenizer(f"its model has {setting} = {model[setting]!r}")
-    if definition.get("normalizer"):
-        raise UnsupportedTokenizer(f"it normalizes text ({definition['normalizer']['type']})")
-    if as_text := [token["content"] for token in definition.get("added_tokens", []) if not token["special"]]:
-        raise UnsupportedTokenizer(f"it has added tokens that are not special, first {as_text[0]!r}")
+    if definition.get("normalizer") not in (None, {"type": "NFC"}):
+        raise UnsupportedTokenizer(f"it normalizes text, by {definition['normalizer']}")
     pattern = _pattern_of(definition.get("pre_tokenizer"))
     byte_of = {character: byte for byte, character in enumerate(bytes_to_characters())}
     vocab = {
@@ -68,7 +77,10 @@ def ranks_of(definition: dict[str, Any]) -> Ranks:
         for position, (left, right) in enumerate(map(_pair, model["merges"]))
         if all(character in byte_of for character in left + right)
     }
-    return _checked(vocab, position_of, pattern, whole_pieces=model.get("ignore_merges", False))
+    id_of, merge_of = _checked(vocab, position_of, whole_pieces=model.get("ignore_merges", False))
+    as_text = [token["content"] for token in definition.get("added_tokens", []) if not token["special"]]
+    literal = {form for content in as_text for form in (content, unicodedata.normalize("NFC", content))}
+    return Ranks(id_of, merge_of, pattern, bool(definition.get("normalizer")), tuple(sorted(literal)))
 
 
 def last_merge(ranks: Mapping[bytes, int], token: bytes) -> tuple[bytes, bytes] | None:
@@ -95,8 +107,8 @@ def last_merge(ranks: Mapping[bytes, int], token: bytes) -> tuple[bytes, bytes] 
 
 
 def _checked(
-    vocab: dict[bytes, int], position_of: dict[tuple[bytes, bytes], int], pattern: str, whole_pieces: bool
-) -> Ranks:
+    vocab: dict[bytes, int], position_of: dict[tuple[bytes, bytes], int], whole_pieces: bool
+) -> tuple[dict[bytes, int], dict[bytes, tuple[bytes, bytes]]]:
     """Leave out what text cannot become, and see that each token is formed by its own merge, in the order of ids.
 
     Then the two ways of merging go together step by step: whatever neighbours merging by rank takes next are the
@@ -115,7 +127,21 @@ def _checked(
         before = position
     if not whole_pieces:  # a token that merging does not reach would be taken where it is a whole piece
         id_of = {token: id_ for token, id_ in id_of.items() if len(token) == 1 or token in merge_of}
-    return Ranks(id_of, merge_of, pattern)
+    return id_of, merge_of
+
+
+def _is_surely_nfc(text: str) -> bool:
+    """In all versions of Unicode. What is assigned keeps its normal form for ever, so only newer characters leave a doubt."""
+    return text.isascii() or (unicodedata.is_normalized("NFC", text) and not holds_any(text, _unassigned()))
+
+
+@functools.cache
+def _unassigned() -> np.ndarray:
+    """Code points that Python's tables do not know, as `holds_any` takes them."""
+    table = np.zeros(sys.maxunicode + 1, bool)
+    for character in CHARACTERS:
+        table[ord(character)] = unicodedata.category(character) == "Cn"
+    return table
 
 
 def _pattern_of(pre_tokenizer: dict[str, Any] | None) -> str:

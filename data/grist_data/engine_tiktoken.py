@@ -13,7 +13,7 @@ import numpy as np
 
 from grist_data.engine_base import Engine, threads
 from grist_data.engine_ranks import ranks_of
-from grist_data.engine_unicode import CHARACTERS, classes_of, disputed, version_of
+from grist_data.engine_unicode import CHARACTERS, classes_of, disputed, holds_any, version_of
 from grist_data.tokenizer import Tokenizer, pieces_of
 
 if TYPE_CHECKING:
@@ -22,16 +22,24 @@ if TYPE_CHECKING:
 # Its regexes give up (tiktoken 0.8: the process panics) in a run of a quarter of a million spaces; half a million line ends.
 _LONGEST_WHITESPACE = 1 << 16
 _LONG_WHITESPACE = re.compile(rf"\s{{{_LONGEST_WHITESPACE}}}")
+# Without any special token its search for them stops at every character, which makes it a third slower. One that is not
+# allowed is text like any other where a text holds it.
+_UNUSED = "\x00unused\x00"
 _BYTES = {bytes([byte]): byte for byte in range(256)}
 
 
 def open_tiktoken(tokenizer: Tokenizer) -> Engine:
-    """Raises ImportError where tiktoken is missing and UnsupportedTokenizer where it cannot give the reference's ids."""
+    """Raises ImportError where tiktoken is missing or too old and UnsupportedTokenizer where it has no ids for a tokenizer."""
     import tiktoken
 
+    if not hasattr(tiktoken.Encoding, "encode_to_numpy"):
+        raise ImportError(f"tiktoken {version('tiktoken')} has no encode_to_numpy, 0.9 has")
     ranks = ranks_of(tokenizer.definition)
     encoding = tiktoken.Encoding(
-        tokenizer.sha256, pat_str=ranks.pattern, mergeable_ranks=ranks.id_of, special_tokens={}
+        tokenizer.sha256,
+        pat_str=ranks.pattern,
+        mergeable_ranks=ranks.id_of,
+        special_tokens={_UNUSED: max(ranks.id_of.values()) + 1},
     )
     return Engine(
         name="tiktoken",
@@ -39,14 +47,14 @@ def open_tiktoken(tokenizer: Tokenizer) -> Engine:
         unicode_version=version_of(lambda code_point: bool(_kept(r"\p{L}", chr(code_point)))),
         reference=tokenizer,
         encode=functools.partial(_encode, encoding),
-        is_hard=_is_hard,
+        is_hard=lambda text: _is_hard(text) or ranks.lack(text),
     )
 
 
 def _encode(encoding: tiktoken.Encoding, texts: Sequence[str]) -> list[np.ndarray]:
     pieces = [list(pieces_of(text)) for text in texts]  # every known pattern may be cut there
     flat = [piece for of_text in pieces for piece in of_text]
-    # Given no special tokens, it takes all text as text; the setting only saves it the search for them.
+    # No special token is allowed, which is the default, and none is an error.
     encode_piece = functools.partial(encoding.encode_to_numpy, disallowed_special=())
     if (workers := min(threads(), len(flat))) > 1:
         with ThreadPoolExecutor(workers) as pool:
@@ -60,11 +68,11 @@ def _is_hard(text: str) -> bool:
     # A run that is too long covers a multiple of its length, so that looking there alone finds nearly all texts innocent.
     if any(map(str.isspace, text[_LONGEST_WHITESPACE - 1 :: _LONGEST_WHITESPACE])) and _LONG_WHITESPACE.search(text):
         return True
-    return not text.isascii() and (pattern := _disputed()) is not None and pattern.search(text) is not None
+    return not text.isascii() and holds_any(text, _disputed())
 
 
 @functools.cache
-def _disputed() -> re.Pattern[str] | None:
+def _disputed() -> np.ndarray:
     return disputed(classes_of(lambda pattern: _kept(pattern, CHARACTERS)))
 
 

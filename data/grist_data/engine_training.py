@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
+from grist_data.engine_base import forked
 from grist_data.patterns import GPT2
 
 # No byte of UTF-8, so that no text can hold it.
@@ -66,12 +67,13 @@ def gigatoken_is_installed() -> bool:
 
 
 def learned_merges(texts: StoredTexts, n_merges: int) -> list[tuple[bytes, bytes]] | None:
-    """Merges of byte strings with GPT-2's split, in their order; None where the reference may learn others.
+    """Merges of byte strings with GPT-2's split, in their order; None where the reference may learn others, or has to do it.
 
-    That is so for a text with a character that the two split differently, and for two merges that give the same token.
+    That is so for a text with a character that the two split differently, for two merges that give the same token, and in a
+    forked process, where gigatoken would wait for threads that are not there.
     It does not stop at a least frequency, as the reference does: ask `is_frequent` about the last merge.
     """
-    if texts.is_hard or n_merges == 0:
+    if texts.is_hard or n_merges == 0 or forked():
         return None
     train_bpe = importlib.import_module("gigatoken").train_bpe
     with _silent():

@@ -8,7 +8,7 @@ differ is encoded by the reference.
 from __future__ import annotations
 
 import functools
-import re
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -20,6 +20,7 @@ _CODE_POINTS = np.r_[0x80:0xD800, 0xE000:0x40000, 0xE0000:0xF0000].astype(np.uin
 CHARACTERS = _CODE_POINTS.astype("<u4").tobytes().decode("utf-32-le")
 # What the patterns of patterns.py tell apart outside ASCII.
 CLASSES = (r"\p{L}", r"\p{N}", r"\s", r"[\p{Lu}\p{Lt}]", r"\p{Ll}", r"\p{M}")
+_BLOCK_CHARACTERS = 1 << 20
 # A letter, small or without case, that is new in each version of Unicode.
 _NEW_LETTER = {
     "12": 0x10FE0,
@@ -51,8 +52,8 @@ def reference_classes() -> np.ndarray:
     return classes_of(kept)
 
 
-def disputed(behaviour: np.ndarray) -> re.Pattern[str] | None:
-    """Matches a character that the engine takes differently than the reference; None where there is none.
+def disputed(behaviour: np.ndarray) -> np.ndarray:
+    """Characters that an engine takes differently than the reference: bool, for every code point.
 
     behaviour: (n,) integers of whatever meaning, equal where the engine treats two of CHARACTERS alike. Characters of one
     class in the reference must be alike here as well; those that differ from most of their class are disputed.
@@ -63,11 +64,17 @@ def disputed(behaviour: np.ndarray) -> re.Pattern[str] | None:
         members = classes == value
         values, counts = np.unique(behaviour[members], return_counts=True)
         different |= members & (behaviour != values[counts.argmax()])
-    if not different.any():
-        return None
-    found = _code_points_in(different)
-    runs = np.split(found, np.flatnonzero(np.diff(found) != 1) + 1)
-    return re.compile("[" + "".join(f"{chr(run[0])}-{chr(run[-1])}" for run in runs) + "]")
+    table = np.zeros(sys.maxunicode + 1, bool)
+    table[_CODE_POINTS] = different
+    return table
+
+
+def holds_any(text: str, table: np.ndarray) -> bool:
+    """Whether a text holds one of the characters of a table. table: bool, for every code point, none of them ASCII."""
+    if text.isascii():
+        return False
+    blocks = (text[start : start + _BLOCK_CHARACTERS] for start in range(0, len(text), _BLOCK_CHARACTERS))
+    return any(table[_code_points(block)].any() for block in blocks)
 
 
 def version_of(is_letter: Callable[[int], bool]) -> str:
@@ -81,12 +88,8 @@ def index_of(code_point: int) -> int:
     return int(np.searchsorted(_CODE_POINTS, code_point))
 
 
-def _code_points_in(chosen: np.ndarray) -> np.ndarray:
-    return _CODE_POINTS[chosen].astype(np.int64)
-
-
 def _code_points(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode("utf-32-le"), "<u4")
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
 def _characters(code_points: np.ndarray) -> str:

@@ -19,11 +19,12 @@ __all__ = ["ENGINES", "Engine", "UnsupportedTokenizer", "encode_checked", "open_
 
 ENGINES = ("auto", "tokenizers", "tiktoken", "gigatoken")
 SMALLEST_SHARE = 0.01
+# In NFC, of old characters: what an engine itself has to get right, whatever it leaves to the reference.
 _PROVED_ON = (
     "",
     "The miller's 12345 sacks\n\n  weren't  FULL!!!\t\r\n/ I'LL grind\u00a0on ...   ",
-    "naïve Straße über 小麦粉 мельница طحين e\u0301 🌾👩‍🌾 ½\u3000\x00\x7f",
-    "<|endoftext|><|im_start|> </s>[PAD] 'S '\u017f x" + "y" * 300 + "0" * 50,
+    "naïve Straße über 小麦粉 мельница طحين x\u0301 🌾👩‍🌾 ½\u3000\x00\x7f",
+    "<|endoftext|> 'S '\u017f x" + "y" * 300 + "0" * 50,
 )
 
 
@@ -71,15 +72,20 @@ def _proved(name: str, tokenizer: Tokenizer) -> Engine:
         engine = _OPEN[name](tokenizer)
     except ImportError as error:
         raise ImportError(
-            f"the engine {name} is not installed: pip install {_TO_INSTALL[name]}, or choose 'auto'"
+            f"the engine {name} is not installed ({error}): pip install -U {_TO_INSTALL[name]}, or choose 'auto'"
         ) from error
     except UnsupportedTokenizer as error:
         raise UnsupportedTokenizer(
             f"the engine {name} cannot encode for this tokenizer: {error}; choose 'tokenizers' or 'auto'"
         ) from error
-    for text, ids, expected in zip(
-        _PROVED_ON, engine.encode(_PROVED_ON), tokenizer.encode_batch(_PROVED_ON), strict=True
-    ):
+    try:
+        found = engine.encode(_PROVED_ON)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise UnsupportedTokenizer(
+            f"the engine {name} {engine.version} does not work as it did when this was written: {error!r}; choose 'tokenizers'"
+            " or 'auto'"
+        ) from error
+    for text, ids, expected in zip(_PROVED_ON, found, tokenizer.encode_batch(_PROVED_ON), strict=True):
         if not np.array_equal(ids, expected):
             raise UnsupportedTokenizer(
                 f"the engine {name} {engine.version} gives other ids than tokenizers for {text!r}; choose 'tokenizers' or"

@@ -70,14 +70,11 @@ def write_planned(shard: ShardPlan, job: Job, directory: Path) -> int:
         finished = ShardFile(path, verify="full").header
         if finished.encoding == job.encoding and finished.n_tokens == shard.tokens:
             return finished.root
-    parts = [read_record(part_file(job.out, number))[1] for number in shard.units]
-    chosen = [part["held_out"] == (shard.split == "val") for part in parts]
-    lengths = [part["lengths"][rows] for part, rows in zip(parts, chosen, strict=True)]
-    hashes = [part["hashes"][rows].tobytes() for part, rows in zip(parts, chosen, strict=True)]
+    lengths, hashes = zip(*(_documents(number, shard.split, job) for number in shard.units), strict=True)
     header = write_shard(
         path,
         job.encoding,
-        (_tokens(part, rows) for part, rows in zip(parts, chosen, strict=True)),
+        (_tokens(number, shard.split, job) for number in shard.units),
         np.cumsum(np.concatenate(lengths)),
         b"".join(hashes),
         {"split": shard.split, "text_bytes": shard.text_bytes},
@@ -87,8 +84,20 @@ def write_planned(shard: ShardPlan, job: Job, directory: Path) -> int:
     return header.root
 
 
-def _tokens(part: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """Tokens of the chosen documents: a view of the file where all are."""
+# A part is mapped by each of these anew: a shard of validation may have a little of every part there is.
+
+
+def _documents(number: int, split: str, job: Job) -> tuple[np.ndarray, bytes]:
+    """Length in tokens, and 16 bytes of hash, of each document of a part that is in the split."""
+    part = read_record(part_file(job.out, number))[1]
+    rows = part["held_out"] == (split == "val")
+    return part["lengths"][rows], part["hashes"][rows].tobytes()
+
+
+def _tokens(number: int, split: str, job: Job) -> np.ndarray:
+    """Tokens of these documents: a view of the file where all of the part are."""
+    part = read_record(part_file(job.out, number))[1]
+    rows = part["held_out"] == (split == "val")
     return part["tokens"] if rows.all() else part["tokens"][np.repeat(rows, part["lengths"])]
 
 

@@ -18,7 +18,7 @@ _VERSION = 2
 
 
 class Journal:
-    """plan, tokenizer_sha256: None until recorded."""
+    """plan, tokenizer_sha256: None until recorded. trained_by: what trained the tokenizer; None for one that was there."""
 
     def __init__(self, directory: Path, settings: dict[str, Any], writer: str = "") -> None:
         """Open or begin the journal. writer: tells those apart that may begin it at the same time.
@@ -29,6 +29,7 @@ class Journal:
         lines = self._whole_lines() if self._path.is_file() else []
         self.plan: dict[str, Any] | None = None
         self.tokenizer_sha256: str | None = None
+        self.trained_by: str | None = None
         if not lines:
             self._begin({"event": "start", "version": _VERSION, "settings": settings}, writer)
             return
@@ -47,8 +48,8 @@ class Journal:
     def record_plan(self, plan: dict[str, Any]) -> None:
         self._record({"event": "plan", "plan": plan})
 
-    def record_tokenizer(self, sha256: str) -> None:
-        self._record({"event": "tokenizer", "sha256": sha256})
+    def record_tokenizer(self, sha256: str, trained_by: str | None) -> None:
+        self._record({"event": "tokenizer", "sha256": sha256, "trained_by": trained_by})
 
     def _record(self, line: dict[str, Any]) -> None:
         self._cut_torn_line()
@@ -73,7 +74,7 @@ class Journal:
             if line["event"] == "plan":
                 self.plan = line["plan"]
             elif line["event"] == "tokenizer":
-                self.tokenizer_sha256 = line["sha256"]
+                self.tokenizer_sha256, self.trained_by = line["sha256"], line["trained_by"]
 
     def _whole_lines(self) -> list[dict[str, Any]]:
         data = self._path.read_bytes()

@@ -109,7 +109,7 @@ class TokenStream(IterableDataset):
 
 
 class TokenDataset(Dataset):
-    """Map-style: item i is the sample at position i of the order, which is shuffled already: read it in sequence.
+    """Map-style: item i is sample i of the order, which is shuffled already: read it in sequence.
 
     An item has `ids` and `targets`, (T,) int64, the targets being the next tokens, -100 where none counts; with `documents` (or
     packing) also `documents`, (T,) int64, the number of each token's document in its row, padding counted as one.
@@ -136,6 +136,7 @@ class TokenDataset(Dataset):
         }
         self._batches = Batches(global_batch_size=1, **self._arguments)
         self._samples = self._batches.samples_per_epoch if samples is None else samples
+        self._first = 0
         self._block: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -154,11 +155,21 @@ class TokenDataset(Dataset):
             return []
         if not 0 <= positions.min() <= positions.max() < len(self):
             raise IndexError(f"samples are numbered from 0 to {len(self) - 1}, but got {indices}")
+        positions += self._first
         batch = self._batches.at(positions, self._offsets(positions))
         columns = {"ids": batch.ids_BT, "targets": batch.targets_BT}
         if batch.cu_seqlens is not None:
             columns["documents"] = _document_numbers(batch.cu_seqlens, *batch.ids_BT.shape)
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def state_after(self, samples: int) -> dict[str, Any]:
+        """The state of `Batches` when so many items have been trained on."""
+        return self._batches.state_at(self._first + samples)
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Let item 0 be the sample that follows `state`. Raises ValueError as `Batches.load_state_dict` does."""
+        self._batches.load_state_dict(state)
+        self._first = state["pos"]
 
     def _offsets(self, positions: np.ndarray) -> np.ndarray | None:
         """From a block that is kept, where they lie in one; None otherwise."""
@@ -166,15 +177,16 @@ class TokenDataset(Dataset):
         if number != last:
             return None
         if self._block is None or self._block[0] != number:
-            block = np.arange(number * _BLOCK, min((number + 1) * _BLOCK, len(self)))
+            block = np.arange(number * _BLOCK, (number + 1) * _BLOCK)
             self._block = number, self._batches.order.offsets(block)
         return self._block[1][positions - number * _BLOCK]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"arguments": self._arguments, "samples": self._samples}
+        return {"arguments": self._arguments, "samples": self._samples, "first": self._first}
 
     def __setstate__(self, pickled: dict[str, Any]) -> None:
         self.__init__(samples=pickled["samples"], **pickled["arguments"])
+        self._first = pickled["first"]
 
 
 def _document_numbers(cu_seqlens: torch.Tensor, B: int, T: int) -> torch.Tensor:

@@ -31,7 +31,7 @@ def obtain_tokenizer(preparation: Preparation) -> None:
         tokenizer = Tokenizer.load(config.tokenizer)
     _refuse_endless(config, tokenizer)
     tokenizer.save(preparation.out)
-    preparation.journal.record_tokenizer(tokenizer.sha256)
+    preparation.journal.record_tokenizer(tokenizer.sha256, tokenizer.trained_by)
 
 
 def _trained(preparation: Preparation) -> Tokenizer:

@@ -10,7 +10,6 @@ Every share ends with a file that has its name when it is whole. So what was don
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -21,7 +20,7 @@ import numpy as np
 
 from grist_data.atomic import canonical_json
 from grist_data.cleaning import Cleaner
-from grist_data.document import Document, Piece
+from grist_data.document import Document
 from grist_data.duplicates import later_reasons
 from grist_data.encode import CHANGED, Job, encode_units, is_encoded, part_file
 from grist_data.encoder import Encoder
@@ -61,7 +60,7 @@ class Preparation:
         """Of the spans that are not surveyed yet, all or those of these numbers."""
         chosen = range(len(self.spans)) if numbers is None else numbers
         return [
-            {"step": "survey", "span": number, "pieces": _plain(self.spans[number])}
+            {"step": "survey", "span": number, "pieces": self.spans[number].to_json()}
             for number in chosen
             if not self._is_surveyed(number)
         ]
@@ -206,7 +205,7 @@ class Preparation:
             of_span.setdefault(self.plan.units[number].span, []).append(number)
         each = -(-shares // max(len(of_span), 1))
         return [
-            {"step": "encode", "span": span, "pieces": _plain(self.spans[span]), "units": share.tolist()}
+            {"step": "encode", "span": span, "pieces": self.spans[span].to_json(), "units": share.tolist()}
             for span, numbers in of_span.items()
             for share in np.array_split(np.array(numbers), min(each, len(numbers)))
         ]
@@ -235,7 +234,7 @@ class Preparation:
             root = write_planned(ShardPlan(**task["shard"]), self.job, Path(task["directory"]))
             yield {"index": task["index"], "root": root}
             return
-        span = Span(tuple(Piece(*piece) for piece in task["pieces"]))
+        span = Span.from_json(task["pieces"])
         if task["step"] == "survey":
             self._survey(task["span"], span)
             yield {"span": task["span"]}
@@ -243,15 +242,11 @@ class Preparation:
             yield from self._encode(task["span"], span, task["units"])
 
 
-def _plain(span: Span) -> list[list[Any]]:
-    return [list(dataclasses.astuple(piece)) for piece in span.pieces]
-
-
 def describe(task: Task) -> str:
     """The task in an error's message."""
     if task["step"] == "join":
         return f"while writing {ShardPlan(**task['shard']).file}"
-    span = Span(tuple(Piece(*piece) for piece in task["pieces"]))
+    span = Span.from_json(task["pieces"])
     if task["step"] == "survey":
         return f"while reading span {task['span']}, {span}"
     return f"while encoding units {task['units'][0]} to {task['units'][-1]}, of span {task['span']}, {span}"

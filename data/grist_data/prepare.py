@@ -104,7 +104,6 @@ def _make(config: PrepareConfig, out: Path, lock: BinaryIO) -> None:
     # Imported here so that the configuration can be read, and help shown, without them.
     from grist_data import work
     from grist_data.finish import summary
-    from grist_data.obtain_tokenizer import obtain_tokenizer
     from grist_data.preparation import Preparation
     from grist_data.workers import Workers
 
@@ -115,8 +114,7 @@ def _make(config: PrepareConfig, out: Path, lock: BinaryIO) -> None:
     preparation = Preparation(config)
     with Workers(preparation, lock) as workers:
         work.survey(preparation, workers)
-        preparation.make_plan()
-        obtain_tokenizer(preparation)
+        work.plan(preparation)
         units = range(len(preparation.plan.units))
         work.encode(preparation, workers, units)
         splits = work.finish(preparation, workers, units, out)

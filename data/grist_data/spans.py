@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -46,6 +46,13 @@ class Span:
     def digest(self) -> str:
         """16 hex digits that change with where the span begins and ends."""
         return hashlib.sha256(canonical_json([asdict(piece) for piece in self.pieces])).hexdigest()[:16]
+
+    def to_json(self) -> list[list[Any]]:
+        return [list(astuple(piece)) for piece in self.pieces]
+
+    @classmethod
+    def from_json(cls, values: list[list[Any]]) -> Span:
+        return cls(tuple(Piece(*piece) for piece in values))
 
     def __str__(self) -> str:
         names = [piece.name for piece in self.pieces]

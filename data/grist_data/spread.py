@@ -56,16 +56,14 @@ def survey(config: PrepareConfig, rank: int = 0, world: int = 1) -> None:
 
 def plan(config: PrepareConfig) -> None:
     """Merge the surveys and obtain the tokenizer. Raises ValueError when a span is not surveyed."""
-    from grist_data.obtain_tokenizer import obtain_tokenizer
+    from grist_data import work
     from grist_data.preparation import Preparation
 
     if _is_finished(config):
         return
     with _alone(config) as out:
         _refuse_unbegun(out)
-        preparation = Preparation(config)
-        preparation.make_plan()
-        obtain_tokenizer(preparation)
+        work.plan(Preparation(config))
 
 
 def encode(config: PrepareConfig, rank: int = 0, world: int = 1) -> None:
@@ -96,7 +94,9 @@ def finish(config: PrepareConfig, partial: str | None = None) -> None:
     from grist_data.preparation import Preparation
     from grist_data.workers import Workers
 
-    if partial is None and _is_finished(config):
+    if _is_finished(config):
+        if partial is not None:
+            raise ValueError(f"{config.out} is finished: there is no part of it to make a dataset of")
         return
     _refuse_unbegun(Path(config.out))
     if partial is not None:
@@ -123,6 +123,17 @@ def finish(config: PrepareConfig, partial: str | None = None) -> None:
             splits = work.finish(preparation, workers, units, out)
         clear_work(out)
     print(f"{out}: {summary(splits)}", file=sys.stderr)
+
+
+def run_step(step: str, config: PrepareConfig, rank: int, world: int) -> None:
+    """One task of a step by its name. Raises ValueError for one of several tasks of a step that is a single one."""
+    _check_share(rank, world)
+    if step in ("survey", "encode"):
+        {"survey": survey, "encode": encode}[step](config, rank, world)
+        return
+    if world > 1:
+        raise ValueError(f"{step} is a step for one task, but world is {world}")
+    {"plan": plan, "finish": finish}[step](config)
 
 
 def _is_finished(config: PrepareConfig) -> bool:
@@ -171,14 +182,12 @@ def main(arguments: list[str] | None = None) -> int:
         values = dict(vars(given))
         step, rank, world, partial, file = (values.pop(name) for name in ("step", "rank", "world", "partial", "config"))
         config = read_config(file, values)
-        if partial is not None and step != "finish":
-            raise ValueError(f"--partial belongs to the step finish, not to {step}")
-        if step in ("survey", "encode"):
-            {"survey": survey, "encode": encode}[step](config, rank, world)
-        elif step == "plan":
-            plan(config)
-        else:
+        if partial is None:
+            run_step(step, config, rank, world)
+        elif step == "finish":
             finish(config, partial)
+        else:
+            raise ValueError(f"--partial belongs to the step finish, not to {step}")
         return 0
 
     return run_command(act)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,8 @@ from grist_data.encode import read_part_facts
 from grist_data.encoder import encoding_facts
 from grist_data.join import plan_shards, splits_of
 from grist_data.manifest import write_manifest
+from grist_data.obtain_tokenizer import obtain_tokenizer
+from grist_data.plan import Plan
 from grist_data.preparation import Preparation
 from grist_data.prepare import tokenizer_facts
 from grist_data.workers import Workers
@@ -30,6 +33,23 @@ def survey(preparation: Preparation, workers: Workers, numbers: Sequence[int] | 
     with tqdm(total=total or None, desc="reading", unit="B", unit_scale=True, disable=None, leave=False) as bar:
         for done in workers.run(tasks, workers.number(total)):
             bar.update(sizes[done["span"]])
+
+
+def plan(preparation: Preparation) -> None:
+    """Merge the surveys, say what they left out, and obtain the tokenizer. Raises ValueError when a span is not surveyed."""
+    if preparation.journal.plan is None:
+        preparation.make_plan()
+        _say_left_out(preparation.plan)
+    obtain_tokenizer(preparation)
+
+
+def _say_left_out(plan: Plan) -> None:
+    if plan.dropped:
+        counts = ", ".join(f"{counts['documents']:,} {reason}" for reason, counts in plan.dropped.items())
+        print(f"documents left out: {counts}; {plan.documents:,} stay", file=sys.stderr)
+    if plan.replaced["documents"]:
+        characters, documents = plan.replaced["characters"], plan.replaced["documents"]
+        print(f"{characters:,} characters in {documents:,} documents could not be read and are U+FFFD", file=sys.stderr)
 
 
 def encode(preparation: Preparation, workers: Workers, units: Sequence[int]) -> None:
@@ -62,7 +82,9 @@ def finish(preparation: Preparation, workers: Workers, units: Sequence[int], dir
             roots[done["index"]] = done["root"]
             bar.update(shards[done["index"]].tokens)
     splits = splits_of(shards, [roots[index] for index in range(len(shards))], job)
-    write_manifest(directory, splits, tokenizer_facts(preparation.tokenizer), _facts(preparation, units))
+    trained = {} if preparation.journal.trained_by is None else {"trained_by": preparation.journal.trained_by}
+    tokenizer = tokenizer_facts(preparation.tokenizer) | trained
+    write_manifest(directory, splits, tokenizer, _facts(preparation, units))
     return splits
 
 

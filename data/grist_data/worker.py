@@ -33,7 +33,8 @@ def main() -> None:
                 say(done)
             say({"done": True})
     except Exception as error:
-        facts = {"type": type(error).__name__, "message": str(error), "errno": None}
+        kind = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
+        facts = {"type": kind.__name__, "message": str(error), "errno": None}
         if isinstance(error, OSError) and error.errno is not None:
             named = f": {error.filename!r}" if error.filename is not None else ""
             facts |= {"message": f"{error.strerror}{named}", "errno": error.errno}

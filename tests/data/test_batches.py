@@ -139,6 +139,49 @@ def test_advice_to_the_system_is_accepted(shards, monkeypatch):
     shards.expect("sequential")
 
 
+def test_an_error_leaves_the_state_where_it_was(shards, monkeypatch):
+    plain, feed = make(shards), make(shards)
+    assert step_of(plain).equal(step_of(feed))
+    state = feed[0].state_dict()
+
+    def failing(self, offsets, out):
+        raise OSError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shards, "gather", failing)
+        with pytest.raises(OSError, match="the disk is gone"):
+            next(feed[0])
+    assert feed[0].state_dict() == state
+    assert step_of(plain).equal(step_of(feed))
+
+
+def test_ids_and_targets_are_written_independently(shards):
+    feed = Batches(shards, T, 8, seed=0, micro_batch_size=4)
+    batches = next(feed)
+    ids = [batch.ids_BT.clone() for batch in batches]
+    weight = torch.ones((), requires_grad=True)
+    loss = torch.stack([((weight * batch.ids_BT) ** 2).sum() for batch in batches]).sum()
+    for batch in batches:
+        batch.targets_BT.fill_(IGNORE)
+    assert all(batch.ids_BT.equal(before) for batch, before in zip(batches, ids, strict=True))
+    loss.backward()  # the ids that were saved for it count as unchanged
+    next(feed)
+    assert all(batch.ids_BT.equal(before) for batch, before in zip(batches, ids, strict=True)), (
+        "nor are they used again"
+    )
+
+
+def test_a_batch_moves_as_a_whole(shards, monkeypatch):
+    (batch,) = next(Batches(shards, T, 8, seed=0, documents=True))
+    moved = batch.to("meta")
+    assert [tensor.device.type for tensor in moved.tensors()] == ["meta"] * 3
+    assert (moved.n_valid_tokens, moved.max_seqlen) == (batch.n_valid_tokens, batch.max_seqlen)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self + 1)  # there is nothing to pin for here
+    pinned = batch.pin_memory()
+    assert all(a.equal(b + 1) for a, b in zip(pinned.tensors(), batch.tensors(), strict=True))
+    assert len(next(Batches(shards, T, 8, seed=0))[0].to("meta").tensors()) == 2
+
+
 def test_seeds_differ_and_repeat(shards):
     assert step_of(make(shards, seed=1)).equal(step_of(make(shards, seed=1)))
     assert not step_of(make(shards, seed=1)).equal(step_of(make(shards, seed=2)))

@@ -103,8 +103,7 @@ REFUSED = {
     r"its model is WordPiece, not BPE": lambda d: d["model"].update(type="WordPiece"),
     r"its model has dropout = 0.1": lambda d: d["model"].update(dropout=0.1),
     r"its model has end_of_word_suffix = '</w>'": lambda d: d["model"].update(end_of_word_suffix="</w>"),
-    r"it normalizes text \(NFC\)": lambda d: d.update(normalizer={"type": "NFC"}),
-    r"added tokens that are not special, first '<\|user\|>'": lambda d: d["added_tokens"][1].update(special=False),
+    r"it normalizes text, by {'type': 'NFKC'}": lambda d: d.update(normalizer={"type": "NFKC"}),
     r"its pre-tokenizer is none": lambda d: d.update(pre_tokenizer=None),
     r"its pre-tokenizer is Metaspace": lambda d: d.update(pre_tokenizer={"type": "Metaspace"}),
     r"puts a space before the text": lambda d: d["pre_tokenizer"].update(add_prefix_space=True),
@@ -139,3 +138,12 @@ def test_patterns_written_as_a_split_are_known(definition):
     assert ranks_of(definition).pattern == GPT2
     with_split(definition, pattern={"Regex": LLAMA3})
     assert ranks_of(definition).pattern == LLAMA3
+
+
+def test_what_ranks_lack(definition):
+    assert not any(map(ranks_of(definition).lack, ("e\u0301", "<|user|>", "\U00016ebb")))
+    definition["normalizer"] = {"type": "NFC"}
+    definition["added_tokens"][1]["special"] = False
+    ranks = ranks_of(definition)
+    assert all(map(ranks.lack, ("e\u0301", "a <|user|>", "\u212b", "\U0003fffd")))
+    assert not any(map(ranks.lack, ("é", "<|endoftext|> <|user >", "", "小麦 \u0301 🌾")))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
+import signal
 
 import pytest
 from text_corpus import corpus_texts
@@ -109,3 +111,20 @@ def test_spooled_texts_come_back(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="source"):
         StoredTexts(failing())
     assert [*tmp_path.iterdir()] == []
+
+
+@needs_gigatoken
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_does_not_wait_for_threads_it_does_not_have(tmp_path):
+    """gigatoken's threads stay in the process that started them; a child that asked for them would never end."""
+    texts = [f"grain mill water stone turns carries river bread {k % 7}" for k in range(200)]
+    want = train_bpe(texts, 290).json_bytes
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # ends a child that waits, with another status
+        try:
+            (tmp_path / "child").write_bytes(train_bpe(texts, 290).json_bytes)
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert (tmp_path / "child").read_bytes() == want

@@ -85,6 +85,25 @@ def test_a_dataset_is_an_epoch_long_and_knows_no_more():
     assert tokens.__getitems__([]) == []
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_dataset_goes_on_where_it_was(workers):
+    whole, feed = TokenDataset(A, T, seed=3, samples=10_000), Batches(A, T, 10, seed=3)
+    for _ in range(3):
+        next(feed)
+    assert whole.state_after(30) == feed.state_dict()
+    resumed = TokenDataset(A, T, seed=3, samples=20)
+    resumed.resume(feed.state_dict())
+    context = "fork" if workers else None
+    for batch, step in zip(loader(resumed, workers, context, batch_size=10), feed, strict=False):
+        assert batch["ids"].equal(step[0].ids_BT)
+    assert resumed.state_after(7)["pos"] == 37
+    again = TokenDataset.__new__(TokenDataset)  # as pickle does, with shards that have no file
+    again.__setstate__(resumed.__getstate__())
+    assert again[0]["ids"].equal(whole[30]["ids"])
+    with pytest.raises(ValueError, match="another order"):
+        TokenDataset(A, T, seed=4).resume(feed.state_dict())
+
+
 @pytest.mark.parametrize("indices", [[7], [5, 6, 7], [4095, 4096, 4097], [9000, 3, 4096, 3]])
 def test_a_dataset_may_be_read_in_any_order(indices):
     tokens = TokenDataset(A, T, seed=3, samples=10_000)
@@ -102,6 +121,25 @@ def test_documents_of_a_row_are_numbered():
         ids, shard_begins = item["ids"].numpy(), np.array([0, 1001, 1334])
         document = (ids - shard_begins[np.searchsorted(shard_begins, ids, "right") - 1]) // 7
         assert item["documents"].tolist() == (document - document[0]).tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_packed_rows(shards, tmp_path, workers):
+    options = {"packing": "best-fit", "packing_cache": tmp_path}
+    tokens, stream = TokenDataset(shards, T, seed=3, **options), TokenStream(shards, T, G, seed=3, **options)
+    context = "fork" if workers else None
+    both = zip(
+        loader(tokens, workers, context, batch_size=G), loader(stream, workers, context, batch_size=None), strict=False
+    )
+    for (batch, streamed), other in zip(itertools.islice(both, 5), expected(shards, **options), strict=False):
+        check_equal(streamed, other)
+        assert batch["ids"].equal(other.ids_BT)
+        assert batch["targets"].equal(other.targets_BT)
+        assert other.cu_seqlens is not None
+        begins = torch.zeros(G * T, dtype=torch.bool)
+        begins[other.cu_seqlens[:-1]] = True
+        numbers = begins.view(G, T).cumsum(1) - 1
+        assert batch["documents"].equal(numbers)
 
 
 def test_a_dataset_over_a_change_of_the_length():

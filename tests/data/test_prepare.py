@@ -18,11 +18,14 @@ from text_corpus import corpus_texts, write_jsonl
 import grist_data
 from grist_data import Document, Shards, Tokenizer, work
 from grist_data import encode as encode_module
+from grist_data.manifest import read_manifest
 from grist_data.prepare import PrepareConfig, prepare
 from grist_data.sources import SOURCES
 from grist_data.tokenizer_training import train_bpe
 from grist_data.verify import problems_of
 
+# The name is that of the function in the package, too.
+prepare_module = importlib.import_module("grist_data.prepare")
 DATA = Path(__file__).parents[2] / "data"
 
 
@@ -418,3 +421,45 @@ def test_a_new_source_is_a_line_in_sources(tmp_path, monkeypatch):
     )
     made = prepare(PrepareConfig(source="mine", out=str(tmp_path / "d"), vocab_size=300))
     assert sum(Shards.open(made, split).n_docs for split in ("train", "val")) == 9
+
+
+def test_a_journal_of_an_earlier_version(config, tmp_path):
+    (tmp_path / "d" / "parts").mkdir(parents=True)
+    (tmp_path / "d" / "parts" / "000000-train.tok").write_bytes(b"old")
+    (tmp_path / "d" / "journal.jsonl").write_text('{"event": "start", "version": 1, "settings": {}}\n')
+    with pytest.raises(ValueError, match=r"is of version 1 .*, which is 2 now, .*start over with overwrite"):
+        prepare(config(tmp_path / "d"))
+    made = prepare(config(tmp_path / "d", overwrite=True))
+    assert problems_of(made) == []
+    assert not (made / "parts").exists()
+
+
+def test_what_is_left_after_the_last_file_is_cleared(config, tmp_path, monkeypatch, dataset):
+    made = config(tmp_path / "d", shard_tokens=3000)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "clear_work", lambda out: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            prepare(made)
+    assert list((tmp_path / "d").glob("parts/*"))
+    prepare(made)
+    assert files_of(tmp_path / "d") == files_of(dataset)
+    assert dataset_id(tmp_path / "d") == dataset_id(dataset)
+
+
+def test_new_settings_do_not_disown_older_datasets():
+    """A dataset made before a setting existed is the one that its default asks for."""
+    settings = PrepareConfig(out="d").settings()
+    assert {"clean", "deduplicate", "licence", "workers", "engine"} & set(settings) == set()
+    assert PrepareConfig(out="d", deduplicate="exact", licence="MIT").settings()["licence"] == "MIT"
+
+
+def test_what_was_left_out_is_said(config, tmp_path, capsys):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'{"text": "grain"}\n{"text": "grain"}\n{"text": ""}\n{"text": "mi\xffll"}\n{"text": "flour"}\n')
+    made = config(tmp_path / "d", paths=(str(file),), deduplicate="exact", errors="replace", vocab_size=257)
+    source = read_manifest(prepare(made))["source"]
+    said = capsys.readouterr().err
+    assert "documents left out: 1 duplicate, 1 empty; 3 stay" in said
+    assert "1 characters in 1 documents could not be read and are U+FFFD" in said
+    assert source["replaced"] == {"documents": 1, "characters": 1}
+    assert read_manifest(tmp_path / "d")["tokenizer"]["trained_by"].split()[0] in ("tokenizers", "gigatoken")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import numpy as np
 import pytest
 
@@ -49,9 +52,16 @@ def test_every_byte_counts(record):
             read_record(record)
 
 
-def test_nothing_is_left_of_a_record_that_could_not_be_written(tmp_path):
+def test_nothing_is_left_of_a_record_that_could_not_be_written(tmp_path, monkeypatch):
     with pytest.raises(TypeError):
         write_record(tmp_path / "a.rec", {"what": object()}, {})
-    with pytest.raises(ValueError, match="could not convert|must be|buffer"):
-        write_record(tmp_path / "a.rec", {}, {"a": np.array([object()])})
+
+    def replace(*names):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(
+        OSError, match=r"no space left while writing .*a\.rec; free some and run the same command again"
+    ):
+        write_record(tmp_path / "a.rec", FACTS, ARRAYS)
     assert list(tmp_path.iterdir()) == []

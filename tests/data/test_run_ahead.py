@@ -160,15 +160,17 @@ def test_garbage_takes_its_thread_along():
 
 def test_garbage_collected_in_the_thread_itself():
     """The collector runs in whatever thread allocates; stopping must not wait for itself."""
-    began, holder = threading.Event(), []
+    began, holder, stopped = threading.Event(), [], []
 
     def make():
         began.wait(10)
         holder.pop().stop()
+        stopped.append(True)
 
     holder.append(RunAhead(make, 1))
     began.set()
     wait_for(lambda: not threads())
+    assert stopped == [True]
 
 
 def test_a_process_ends_with_its_thread_under_way():
@@ -192,7 +194,7 @@ def test_a_process_ends_with_its_thread_under_way():
 
 
 def read_on(batches: Batches, results) -> None:
-    results.put([tensor.tolist() for _ in range(3) for tensor in rows(batches)])
+    results.send([tensor.tolist() for _ in range(3) for tensor in rows(batches)])
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
@@ -201,11 +203,12 @@ def test_a_forked_process_begins_a_thread_of_its_own():
     plain, ahead = feed(0), feed(2)
     assert same(rows(plain), rows(ahead))
     context = multiprocessing.get_context("fork")
-    results = context.SimpleQueue()
-    process = context.Process(target=read_on, args=(ahead, results))
+    results, sender = context.Pipe(duplex=False)
+    process = context.Process(target=read_on, args=(ahead, sender), daemon=True)
     process.start()
     expected = [rows(plain) for _ in range(3)]
-    assert results.get() == [tensor.tolist() for step in expected for tensor in step]
+    assert results.poll(30), "the child waits for a thread that is not there"
+    assert results.recv() == [tensor.tolist() for step in expected for tensor in step]
     process.join(20)
     assert process.exitcode == 0
     assert all(same(rows(ahead), step) for step in expected), "the parent reads on as if nothing had happened"

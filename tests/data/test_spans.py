@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_messages_of_a_later_piece(tmp_path):
     lines = [json.dumps({"text": "grain"})] * 9 + ["{broken", json.dumps({"text": "mill"})]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     begin = 5 * (len(lines[0]) + 1)
-    piece = next(piece for piece in files.pieces(begin, (str(tmp_path),)) if piece.start)
+    piece = next(piece for piece in files.pieces(begin - 1, (str(tmp_path),)) if piece.start)
     assert piece.start == begin
     with pytest.raises(ValueError, match=rf"a.jsonl:5 after byte {begin}: not valid JSON"):
         list(files.read_piece(piece, (str(tmp_path),)))
@@ -88,15 +89,13 @@ def test_a_mark_is_dropped_at_the_beginning_only(tmp_path):
 @pytest.mark.parametrize("span_bytes", [1, 4000, 10**9])
 def test_tables_are_cut_at_their_groups_of_rows(tmp_path, kind, span_bytes):
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.ipc
-    import pyarrow.parquet
-
+    parquet, ipc = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow.ipc")
     texts = corpus_texts(40)
     table = pyarrow.table({"text": texts, "n": list(range(40))})
     if kind == "parquet":
-        pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=7)
+        parquet.write_table(table, tmp_path / "a.parquet", row_group_size=7)
     else:
-        new = pyarrow.ipc.new_file if kind == "arrow" else pyarrow.ipc.new_stream
+        new = ipc.new_file if kind == "arrow" else ipc.new_stream
         with new(str(tmp_path / "a.arrow"), table.schema) as writer:
             writer.write_table(table, max_chunksize=7)
     pieces, found, whole = pieces_and_whole(tmp_path, span_bytes)
@@ -148,12 +147,10 @@ def test_replaced_characters_are_counted_by_document(tmp_path):
 
 
 def test_replaced_characters_of_tables(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     data = pyarrow.array([b"grain", b"bad \xff", "\ufffd".encode()], pyarrow.binary())
     column = pyarrow.StringArray.from_buffers(3, data.buffers()[1], data.buffers()[2])
-    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
     found = [(d.text, d.replaced) for d in files.documents((str(tmp_path),), errors="replace")]
     assert found == [("grain", 0), ("bad \ufffd", 1), ("\ufffd", 0)]
 
@@ -225,3 +222,54 @@ def test_parts_name_their_place():
     part = text_files.Part(Path("a"), "a", 100, 200)
     assert part.line(3) == "a:3 after byte 100"
     assert text_files.Part(Path("a"), "a").line(3) == "a:3"
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=3), inside, max_size=3),
+    max_leaves=6,
+)
+AWKWARD_LINES = [
+    b'{"text": "\\ud83c\\udf3e \\u0000"}',
+    b'{"text": "half \\ud800"}',
+    b'{"text": "bad \xff"}',
+    b'{"text": "a", "text": "b"}',
+    b' {"text": "a"}\r',
+    b'\xef\xbb\xbf{"text": "a"}',
+    b'{"text": "a", "n": NaN}',
+    b'{"text": "tab\tinside"}',
+    b'{"text": "a"} trailing',
+    b'{"text": ' + b"[" * 1500 + b"]" * 1500 + b"}",
+    b"null",
+    b'"text"',
+    b"[1]",
+]
+
+
+def read_line(folder: Path, line: bytes, errors: str) -> object:
+    (folder / "a.jsonl").write_bytes(line + b"\n")
+    try:
+        return list(files.documents((str(folder / "a.jsonl"),), errors=errors))
+    except (ValueError, RecursionError) as error:
+        return type(error), str(error)
+
+
+@pytest.mark.parametrize("errors", ["strict", "replace"])
+def test_the_quick_parser_changes_nothing(tmp_path, errors, monkeypatch):
+    pytest.importorskip("orjson")
+
+    def check(line: bytes) -> None:
+        with monkeypatch.context() as patch:
+            quick = read_line(tmp_path, line, errors)
+            patch.setitem(sys.modules, "orjson", None)
+            assert read_line(tmp_path, line, errors) == quick
+
+    for line in AWKWARD_LINES:
+        check(line)
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.dictionaries(st.sampled_from(["text", "a", ""]), JSON_VALUES, max_size=3), st.booleans())
+    def check_any(row, ascii_only):
+        check(json.dumps(row, ensure_ascii=ascii_only).encode("utf-8", "replace").replace(b"\n", b" "))
+
+    check_any()

@@ -84,6 +84,8 @@ def test_tasks_make_the_same_bytes(settings, one, tmp_path, world):
     assert contents(tmp_path / "d") == contents(one)
     for step in (spread.survey, spread.plan, spread.encode, spread.finish):
         step(config)  # finds it finished
+    with pytest.raises(ValueError, match="is finished: there is no part of it"):
+        spread.finish(config, str(tmp_path / "early"))
     assert contents(tmp_path / "d") == contents(one)
 
 
@@ -93,7 +95,7 @@ class Killed(BaseException):
 
 def test_a_killed_task_is_run_again_alone(settings, one, tmp_path, monkeypatch):
     config = PrepareConfig(out=str(tmp_path / "d"), workers=1, **settings)
-    with pytest.raises(ValueError, match="nothing is begun in .*: survey first"):
+    with pytest.raises(ValueError, match=r"nothing is begun in .*: survey first"):
         spread.plan(config)
     for rank in (0, 2):
         spread.survey(config, rank, 3)
@@ -171,18 +173,18 @@ def test_the_command_line_of_tasks(settings, one, tmp_path, capsys):
     assert contents(tmp_path / "d") == contents(one)
 
 
+def kill_at_the_first_answer(workers: Workers, preparation: Preparation) -> None:
+    for _ in workers.run(preparation.survey_tasks(), 2):
+        os.kill(workers._processes[0]._popen.pid, signal.SIGKILL)
+
+
 def test_a_killed_worker_is_reported(settings, one, tmp_path):
     config = PrepareConfig(out=str(tmp_path / "d"), workers=2, **settings)
     (tmp_path / "d").mkdir()
     preparation = Preparation(config)
-    with (
-        pytest.raises(
-            ChildProcessError, match=r"a worker was killed by signal 9 .*fewer workers.* while reading span \d+, "
-        ),
-        Workers(preparation) as workers,
-    ):
-        for _ in workers.run(preparation.survey_tasks(), 2):
-            os.kill(workers._processes[0]._popen.pid, signal.SIGKILL)
+    message = r"a worker was killed by signal 9 .*fewer workers.* while reading span \d+, "
+    with pytest.raises(ChildProcessError, match=message), Workers(preparation) as workers:
+        kill_at_the_first_answer(workers, preparation)
     assert all(process._popen.poll() is not None for process in workers._processes)
     prepare(config)
     assert contents(tmp_path / "d") == contents(one)
@@ -203,9 +205,27 @@ def test_the_error_of_a_worker_names_file_and_span(tmp_path):
         prepare(config)
 
 
+def test_an_engine_that_cannot_is_said_by_its_worker(settings, tmp_path):
+    pytest.importorskip("tiktoken")
+    config = PrepareConfig(
+        **{
+            **settings,
+            "out": str(tmp_path / "d"),
+            "workers": 2,
+            "engine": "tiktoken",
+            "tokenizer": "wordpiece",
+            "vocab_size": 600,
+        }
+    )
+    with pytest.raises(
+        ValueError, match=r"cannot encode for this tokenizer: .* \(while encoding units \d+ to \d+, of span \d+, "
+    ):
+        prepare(config)
+
+
 def long_preparation(tmp_path: Path) -> tuple[Path, subprocess.Popen]:
     """A preparation on two processes that is busy encoding."""
-    file = write_jsonl(tmp_path / "text.jsonl", corpus_texts(6000))
+    file = write_jsonl(tmp_path / "text.jsonl", corpus_texts(3000))
     out = tmp_path / "d"
     command = [sys.executable, "-m", "grist_data.prepare", "--source", "files", "--paths", str(file), "--out", str(out)]
     command += ["--vocab_size", "300", "--unit_bytes", "3000", "--workers", "2"]
@@ -286,3 +306,45 @@ def test_tasks_of_a_share(tmp_path):
         assert len(tasks) == min(shares, n)
         assert [unit for task in tasks for unit in task["units"]] == list(range(n))
     assert preparation.encode_tasks([]) == []
+
+
+def test_the_slurm_script(settings, one, tmp_path):
+    """With an sbatch that does every task at once."""
+    fake = tmp_path / "bin" / "sbatch"
+    fake.parent.mkdir()
+    fake.write_text(FAKE_SBATCH)
+    fake.chmod(0o755)
+    lines = [f"{key}: {list(value) if isinstance(value, tuple) else value}\n" for key, value in settings.items()]
+    (tmp_path / "prepare.yaml").write_text("".join([*lines, f"out: {tmp_path / 'd'}\n", "workers: 1\n"]))
+    environment = os.environ | {
+        "PATH": f"{fake.parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(DATA),
+        "CALLS": str(tmp_path / "calls"),
+    }
+    command = ["bash", str(DATA / "slurm_prepare.sh"), str(tmp_path / "prepare.yaml"), "2", "3"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "survey 1, plan 2, encode 3, finish 4\n", done.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert ["--array 0-1 " in calls[0], "--array" in calls[1], "--array 0-2 " in calls[2]] == [True, False, True]
+    assert ["--dependency" in call for call in calls] == [False, True, True, True]
+    assert "--dependency afterok:3 " in calls[3]
+    assert contents(tmp_path / "d") == contents(one)
+
+
+FAKE_SBATCH = r"""#!/bin/bash
+set -e
+echo "$@" >> "$CALLS"
+first=0 last=0
+while [ "${1:0:2}" = -- ]; do
+    case "$1" in
+        --array) first=${2%-*} last=${2#*-}; shift 2 ;;
+        --parsable | --kill-on-invalid-dep=yes) shift ;;
+        *) shift 2 ;;
+    esac
+done
+for task in $(seq "$first" "$last"); do
+    SLURM_ARRAY_TASK_ID=$task bash "$@" >&2
+done
+wc -l < "$CALLS"
+"""

@@ -56,8 +56,11 @@ def test_seeds_hold_out_different_documents():
     assert held_out(texts, 0.2, seed=0) != held_out(texts, 0.2, seed=1)
 
 
+visible = st.text(min_size=1).filter(lambda text: not text.isspace())
+
+
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.text(min_size=1), min_size=2, max_size=6), st.floats(1e-9, 0.999999), st.integers(0, 50))
+@given(st.lists(visible, min_size=2, max_size=6), st.floats(1e-9, 0.999999), st.integers(0, 50))
 def test_no_split_is_empty(texts, fraction, seed):
     if len(set(texts)) == 1:
         return
@@ -133,7 +136,7 @@ def test_units_end_with_their_span(spans):
 
 
 @pytest.mark.parametrize("spans", [1, 2, 5])
-@pytest.mark.parametrize("at_once", [20_000_000, 7])
+@pytest.mark.parametrize("at_once", [8_000_000, 7])
 def test_later_copies_are_dropped(spans, at_once, monkeypatch):
     monkeypatch.setattr(duplicates.later_copies, "__defaults__", (at_once,))
     draw = random.Random(0)

@@ -22,7 +22,7 @@ def quality_reason(text: str, words: list[str], spaceless: bool, config: CleanCo
 
 
 def _word_reason(text: str, words: list[str], config: CleanConfig) -> str | None:
-    # "does not contain between 50 and 100,000 words, or whose mean word length is outside the range of 3 to 10 characters"
+    # 50 to 100,000 words, of 3 to 10 characters on average.
     if len(words) < config.min_words:
         return "few_words"
     if len(words) > config.max_words:
@@ -34,15 +34,15 @@ def _word_reason(text: str, words: list[str], config: CleanConfig) -> str | None
         return "short_words"
     if mean_chars > config.max_mean_word_chars:
         return "long_words"
-    # "symbol-to-word ratio greater than 0.1 for either the hash symbol or the ellipsis"
+    # At most 0.1 for each word of number signs, and as many ellipses.
     if text.count("#") / len(words) > config.max_symbols_per_word:
         return "hash_symbols"
     if sum(map(text.count, _ELLIPSES)) / len(words) > config.max_symbols_per_word:
         return "ellipses"
-    # "80% of words in a document contain at least one alphabetic character"
+    # A letter in at least 80% of the words.
     if _alphabetic(words) / len(words) < config.min_alphabetic_words:
         return "few_alphabetic_words"
-    # "at least two of the following English words: the, be, to, of, and, that, have, with"
+    # At least two of: the, be, to, of, and, that, have, with.
     if config.min_stop_words and _stop_words(words, config) < config.min_stop_words:
         return "few_stop_words"
     return None
@@ -64,7 +64,7 @@ def _stop_words(words: list[str], config: CleanConfig) -> int:
 
 
 def _line_reason(text: str, config: CleanConfig) -> str | None:
-    # "more than 90% of lines starting with a bullet point, or more than 30% ending with an ellipsis"
+    # At most 90% of the lines begin with a bullet, and at most 30% end with an ellipsis.
     lines = [line for line in map(str.strip, text.splitlines()) if line]
     if not lines:
         return None

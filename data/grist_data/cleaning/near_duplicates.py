@@ -102,7 +102,7 @@ def _shared_buckets(signatures: np.ndarray, rows: int, kept: np.ndarray | None) 
         buckets.append(np.cumsum(is_new[:-1][shared]) + n_buckets)
         n_buckets += len(keys)
     all_documents, all_buckets = np.concatenate(documents), np.concatenate(buckets)
-    by_document = np.argsort(all_documents, kind="stable")
+    by_document = np.argsort(all_documents)
     return all_documents[by_document], all_buckets[by_document]
 
 

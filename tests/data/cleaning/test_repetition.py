@@ -68,7 +68,7 @@ def distinct(n: int, chars: int = 4, first: int = 0) -> list[str]:
             "max_duplicate_lines",
             0.3,
             "\n".join(["same", "", " same "] + ["same"] * 2 + distinct(6)),
-            "\n".join(["same"] * 5 + distinct(5)),
+            "\n".join(["same"] * 3 + [" same", "", "same "] + distinct(5)),
             "duplicate_lines",
         ),
         (

@@ -95,11 +95,17 @@ def test_reasons_are_stable_codes_of_one_byte():
         ({"num_perm": 8}, "num_perm must be from 16 to 1024, but is 8"),
         ({"shingle": 0}, "shingle must be from 1 to 100, but is 0"),
         ({"minhash_seed": -1}, r"minhash_seed must be from 0 to 2\*\*64 - 1, but is -1"),
+        ({"minhash_seed": 2**64}, r"minhash_seed must be from 0 to 2\*\*64 - 1, but is 18446744073709551616"),
     ],
 )
 def test_errors_name_the_option(change, message):
     with pytest.raises(ValueError, match=message):
         CleanConfig(**change)
+
+
+def test_a_range_may_be_a_single_value():
+    cleaner = Cleaner(CleanConfig(min_chars=2, max_chars=2))
+    assert [cleaner.reason("x" * n) for n in (1, 2, 3)] == ["too_short", None, "too_long"]
 
 
 def test_other_languages_need_their_own_stop_words_or_none():

@@ -48,9 +48,10 @@ def test_hashes_are_the_same_in_every_process():
 
 def test_memory_of_words_is_bounded(monkeypatch):
     monkeypatch.setattr(words, "_REMEMBERED_WORDS", 10)
-    hashes, many = WordHashes(), [f"word{k}" for k in range(95)] + ["x" * 33]
+    hashes, many = WordHashes(), [f"word{k}" for k in range(95)] + ["x" * 32, "x" * 33]
     first = hashes.of(many)
     assert 0 < len(hashes) <= 10
+    assert "x" * 32 in hashes
     assert "x" * 33 not in hashes
     assert (hashes.of(many) == first).all()
     assert len(set(first.tolist())) == len(many)

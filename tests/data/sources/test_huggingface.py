@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from grist_data import PrepareConfig, Shards, prepare
+from grist_data import PrepareConfig, Shards, prepare, spread
 from grist_data.sources import huggingface
 
 datasets = pytest.importorskip("datasets")
@@ -79,3 +79,54 @@ def test_a_dataset_is_prepared(jsonl, tmp_path, streaming):
 def test_ids_say_where_a_row_is(jsonl, tmp_path):
     ids = [d.id for d in huggingface.documents(str(jsonl), cache_dir=str(tmp_path / "cache"))]
     assert ids[1] == f"{jsonl}:train:1"
+
+
+def test_rows_are_read_in_pieces(jsonl, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface, "_PIECE_ROWS", 3)
+    options: dict = {"name": str(jsonl), "cache_dir": str(tmp_path / "cache")}
+    pieces = list(huggingface.pieces(300, **options))
+    assert [(piece.start, piece.stop, piece.size) for piece in pieces] == [(0, 3, 300), (3, 4, 100)]
+    found = [document for piece in pieces for document in huggingface.read_piece(piece, **options)]
+    assert found == list(huggingface.documents(**options))
+    assert [piece.stop for piece in huggingface.pieces(300, max_documents=2, **options)] == [2]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_stream_goes_on_from_a_state(jsonl, tmp_path, after, kind):
+    file = jsonl
+    if kind == "parquet":
+        file = tmp_path / "a.parquet"
+        datasets.Dataset.from_dict({"text": TEXTS}).to_parquet(file)
+    found = huggingface.stream(None, name=str(file))
+    state = [next(found) for _ in range(after)][-1][1]()
+    rest = huggingface.stream(json.loads(json.dumps(state)), name=str(file))
+    assert [document.text for document, _ in rest] == TEXTS[after:]
+    assert [document.text for document, _ in huggingface.stream(None, name=str(file), max_documents=after)] == TEXTS[
+        :after
+    ]
+    limited = huggingface.stream(state, name=str(file), max_documents=after + 1)
+    assert [document.id for document, _ in limited] == [f"{file}:train:{after}"][: len(TEXTS) - after]
+
+
+def test_a_stream_is_read_once(jsonl, tmp_path, monkeypatch):
+    opened = []
+    real = huggingface._opened
+    monkeypatch.setattr(huggingface, "_opened", lambda *options: opened.append(options) or real(*options))
+    config = PrepareConfig(
+        source="huggingface", name=str(jsonl), streaming=True, vocab_size=257, out=str(tmp_path / "d"), workers=1
+    )
+    made = prepare(config)
+    assert len(opened) == 1
+    assert sum(Shards.open(made, split).n_docs for split in ("train", "val")) == len(TEXTS)
+    assert not (made / "spool").exists()
+    with pytest.raises(ValueError, match="a stream is read once, by one task"):
+        spread.survey(PrepareConfig(**{**vars(config), "out": str(tmp_path / "e")}), 0, 2)
+
+
+def test_the_commit_is_found_among_the_files():
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    files = {f"hf://datasets/owner/name@{commit}/data/{k}.parquet": {"num_bytes": 1} for k in range(2)}
+    assert huggingface._revision(files) == {"revision": commit}
+    assert huggingface._revision({"/data/train.jsonl": {}}) == {}
+    assert huggingface.facts(__file__) == {}
