@@ -18,7 +18,7 @@ from grist_data.tokenizer import Tokenizer
 __all__ = ["ENGINES", "Engine", "UnsupportedTokenizer", "encode_checked", "open_engine"]
 
 ENGINES = ("auto", "tokenizers", "tiktoken", "gigatoken")
-SMALLEST_SHARE = 0.01
+SMALLEST_SHARE = 0.001
 # In NFC, of old characters: what an engine itself has to get right, whatever it leaves to the reference.
 _PROVED_ON = (
     "",
@@ -99,7 +99,7 @@ def encode_checked(
 ) -> tuple[list[np.ndarray], int, int]:
     """Ids of each text (uint32), documents that the reference encoded again, and how many of these differed.
 
-    hashes: 16 bytes of each text, which choose the sample; share: expected part of the documents in it, 0.01 to 1. When one
+    hashes: 16 bytes of each text, which choose the sample; share: expected part of the documents in it, 0.001 to 1. When one
     differs, all of the batch is encoded by the reference: what comes out depends on the texts alone.
     Raises ValueError for a share out of range and for a lone surrogate.
     """

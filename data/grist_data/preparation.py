@@ -192,7 +192,7 @@ class Preparation:
 
     @cached_property
     def encoder(self) -> Encoder:
-        return Encoder(self.tokenizer, self.config.engine)
+        return Encoder(self.tokenizer, self.config.engine, self.plan.text_bytes)
 
     def encode_tasks(self, units: Sequence[int], shares: int = 1) -> list[Task]:
         """Of the given units those that are not encoded yet, by span. shares: into how many tasks at least, where it can be.

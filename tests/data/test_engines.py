@@ -308,8 +308,8 @@ def test_the_reference_is_not_checked_against_itself(tokenizers_by_name, documen
 def test_shares_and_hashes_that_do_not_fit_are_refused(tokenizers_by_name):
     tokenizer = tokenizers_by_name["trained"]
     engine = open_engine(tokenizer, "tokenizers")
-    for share in (0.0, 0.009, 1.01):
-        with pytest.raises(ValueError, match=f"share must be from 0.01 to 1, but got {share}"):
+    for share in (0.0, 0.0009, 1.01):
+        with pytest.raises(ValueError, match=f"share must be from 0.001 to 1, but got {share}"):
             encode_checked(engine, tokenizer, ["a"], [b"0" * 16], share)
     with pytest.raises(ValueError, match="a hash for each of the 1 texts, but got 2"):
         encode_checked(engine, tokenizer, ["a"], [b"0" * 16] * 2, 1.0)

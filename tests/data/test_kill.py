@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,10 +65,9 @@ def _counting(real: Callable, count: list[int], number: int, before: bool) -> Ca
     return operation
 
 
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory) -> dict:
+def _settings(folder: Path) -> dict:
     texts = corpus_texts(40)
-    file = write_jsonl(tmp_path_factory.mktemp("text") / "text.jsonl", [*texts, *texts[:7], "", " "])
+    file = write_jsonl(folder / "text.jsonl", [*texts, *texts[:7], "", " "])
     return {
         "source": "files",
         "paths": (str(file),),
@@ -75,24 +76,33 @@ def settings(tmp_path_factory) -> dict:
         "unit_bytes": 3000,
         "shard_tokens": 4000,
         "deduplicate": "exact",
-        "engine": "tokenizers",  # the others' threads do not survive a fork
+        "engine": "tokenizers",
         "workers": 1,
     }
 
 
-def test_killed_at_twenty_random_points(settings, tmp_path, monkeypatch):
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    # A forked process trains with tokenizers, and dataset.json says who trained: all of them shall here.
-    monkeypatch.setattr("grist_data.tokenizer_training.gigatoken_is_installed", lambda: False)
-    expected = contents(prepare(PrepareConfig(out=str(tmp_path / "undisturbed"), **settings)))
-    operations = _operations_of(PrepareConfig(out=str(tmp_path / "counted"), **settings), tmp_path)
+def test_killed_at_twenty_random_points(tmp_path):
+    """In an interpreter of its own without threads, which do not survive a fork: the locks that they hold would."""
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": paths}
+    command = [sys.executable, __file__, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{KILLS} kills\n"
+
+
+def kill_and_go_on(folder: Path) -> None:
+    settings = _settings(folder)
+    expected = contents(prepare(PrepareConfig(out=str(folder / "undisturbed"), **settings)))
+    operations = _operations_of(PrepareConfig(out=str(folder / "counted"), **settings), folder)
     draw = random.Random(20)
     points = [(draw.randrange(operations), draw.random() < 0.5) for _ in range(KILLS)]
     for k, (number, before) in enumerate(points):
-        config = PrepareConfig(out=str(tmp_path / str(k)), **settings)
+        config = PrepareConfig(out=str(folder / str(k)), **settings)
         assert os.WTERMSIG(in_a_child(killed_at(number, before, config))) == signal.SIGKILL
         in_a_child(killed_at(draw.randrange(operations), before, config))  # where it gets so far
         assert contents(prepare(config)) == expected, f"killed {'before' if before else 'after'} operation {number}"
+    print(f"{len(points)} kills")
 
 
 def _operations_of(config: PrepareConfig, folder: Path) -> int:
@@ -107,3 +117,8 @@ def _operations_of(config: PrepareConfig, folder: Path) -> int:
 
     assert in_a_child(action) == 0
     return int((folder / "count").read_text())
+
+
+if __name__ == "__main__":
+    sys.modules["gigatoken"] = None  # type: ignore[assignment]  # trains with threads, which a fork does not have
+    kill_and_go_on(Path(sys.argv[1]))

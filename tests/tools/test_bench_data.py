@@ -256,7 +256,9 @@ def test_command_line_checks_times_and_writes(tmp_path, quick, capsys):
         ("text to shards", "tiktoken alone"),
         ("text to shards", "grist_data engine tokenizers"),
         ("text to shards", "grist_data engine tiktoken"),
+        ("text to shards", "grist_data.prepare, tiktoken"),
         ("text to shards", "grist_data engine gigatoken"),
+        ("text to shards", "grist_data.prepare, gigatoken"),
     ]
     judged_rows = {row["what"] for row in report["rows"] if "target" in row}
     assert len(judged_rows) == 7
