@@ -73,8 +73,12 @@ class Preparation:
         return facts["origin"] == self._origin(self.spans[number])
 
     def _origin(self, span: Span) -> str:
-        """What a survey has to agree with to be this span's under these settings."""
-        return hashlib.sha256(canonical_json([span.digest, self.settings])).hexdigest()
+        """What a survey has to agree with to be this span's under these settings; other releases of what cleans begin anew."""
+        return hashlib.sha256(canonical_json([span.digest, self.settings, self._cleaned_by])).hexdigest()
+
+    @cached_property
+    def _cleaned_by(self) -> dict[str, str]:
+        return {} if self.cleaner is None else self.cleaner.versions()
 
     def _survey_file(self, number: int) -> Path:
         return self.out / SURVEY_DIRECTORY / f"{number:06d}.rec"
@@ -127,7 +131,7 @@ class Preparation:
             lambda number, reasons: write_record(self._dropped_file(number), {}, {"reasons": reasons}),
         )
         decide_split(plan, self.config.val_fraction, self.config.seed)  # raises where it cannot
-        packages = {} if self.cleaner is None else {"cleaned_by": self.cleaner.versions()}
+        packages = {"cleaned_by": self._cleaned_by} if self.config.clean.enabled else {}
         self.journal.record_plan(plan.to_json() | {"facts": self.reader.facts() | packages})
 
     @cached_property

@@ -9,13 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from grist_model import accounting
+from grist_model.batching import generate_many
 from grist_model.config import ModelConfig, RopeScaling, YarnConfig
 
 # Imported eagerly: a submodule of the same name would otherwise take the function's place in this namespace.
 from grist_model.generate import generate, stream
 
 if TYPE_CHECKING:
-    from grist_model.checkpoint import load, load_into, save
+    from grist_model.checkpoint import config_of, load, load_into, save
     from grist_model.initialization import initialize
     from grist_model.moe import RouterStats
     from grist_model.transformer import Transformer, build
@@ -25,6 +26,7 @@ _LAZY = {
     "Transformer": "grist_model.transformer",
     "build": "grist_model.transformer",
     "initialize": "grist_model.initialization",
+    "config_of": "grist_model.checkpoint",
     "load": "grist_model.checkpoint",
     "load_into": "grist_model.checkpoint",
     "save": "grist_model.checkpoint",
@@ -47,7 +49,9 @@ __all__ = [
     "YarnConfig",
     "accounting",
     "build",
+    "config_of",
     "generate",
+    "generate_many",
     "initialize",
     "load",
     "load_into",

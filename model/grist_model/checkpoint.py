@@ -20,6 +20,7 @@ from grist_model.config import ModelConfig
 from grist_model.families import FAMILIES, family_for, family_of_hf
 from grist_model.families.decoder import ROUTER_TRAINING
 from grist_model.families.layout import Layout
+from grist_model.hub import local_directory
 from grist_model.local_part import local_part
 from grist_model.transformer import Transformer, build, plain_name
 from grist_model.weight_files import (
@@ -99,12 +100,13 @@ def load(
 ) -> Transformer:
     """Read a Hugging Face directory of a known family: tensor by tensor, holding one copy of the weights.
 
-    dtype None keeps what is stored; device None is the CPU.
+    directory: a local one, or hf://owner/name[@revision], which is downloaded (hub.py). dtype None keeps what is stored; device
+    None is the CPU.
 
     Raises FileNotFoundError for a missing directory or file; ValueError for a config that no family reads, for missing,
     unexpected or misshapen tensors (all of them listed), and for damaged files.
     """
-    directory = Path(directory)
+    directory = local_directory(directory)
     hf_config = read_json(directory / "config.json", directory)
     config = ModelConfig.from_hf(hf_config)
     layout = family_of_hf(hf_config).layout(config)
@@ -124,6 +126,12 @@ def load(
     return model
 
 
+def config_of(directory: str | Path) -> ModelConfig:
+    """The ModelConfig of a Hugging Face directory. Raises what `load` raises for its config.json."""
+    directory = local_directory(directory)
+    return ModelConfig.from_hf(read_json(directory / "config.json", directory))
+
+
 def load_into(model: Transformer, directory: str | Path) -> None:
     """Fill a model that is built, and perhaps sharded (FSDP2, expert parallelism), from a portable directory.
 
@@ -132,7 +140,7 @@ def load_into(model: Transformer, directory: str | Path) -> None:
 
     Raises what `load` raises, and ValueError for a model of another shape than the directory's.
     """
-    directory = Path(directory)
+    directory = local_directory(directory)
     hf_config = read_json(directory / "config.json", directory)
     family = family_of_hf(hf_config)
     _check_same_function(family, ModelConfig.from_hf(hf_config), model.config, directory)

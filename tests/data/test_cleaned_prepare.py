@@ -7,9 +7,10 @@ import random
 import pytest
 from text_corpus import WORDS, corpus_texts, write_jsonl
 
-from grist_data import PrepareConfig, Shards, Tokenizer, prepare
-from grist_data.cleaning import CleanConfig
+from grist_data import PrepareConfig, Shards, Tokenizer, prepare, spread
+from grist_data.cleaning import CleanConfig, Cleaner
 from grist_data.manifest import read_manifest
+from grist_data.preparation import Preparation
 
 
 def texts_of(directory) -> set[str]:
@@ -58,3 +59,14 @@ def test_near_duplicates_are_left_out(tmp_path):
         assert "rensa" in read_manifest(directory)["source"]["cleaned_by"]
         assert texts_of(directory) == set(texts)
     assert (made[0] / "dataset.json").read_bytes() == (made[1] / "dataset.json").read_bytes()
+
+
+def test_another_release_of_what_cleans_surveys_again(tmp_path, monkeypatch):
+    file = write_jsonl(tmp_path / "a.jsonl", corpus_texts(20))
+    config = PrepareConfig(
+        source="files", paths=(str(file),), vocab_size=300, clean=CleanConfig(min_chars=20), out=str(tmp_path / "d")
+    )
+    spread.survey(config)
+    assert Preparation(config).survey_tasks() == []
+    monkeypatch.setattr(Cleaner, "versions", lambda self: {"py3langid": "0.5.0"})
+    assert len(Preparation(config).survey_tasks()) == 1

@@ -46,16 +46,19 @@ def run(config: TrainConfig, world: World) -> None:
     from grist_train.expert_parallel import check_layout
     from grist_train.finish import finish, validate
     from grist_train.guard import StopRequest
+    from grist_train.initial import check_tokenizer, fill, with_initial_model
     from grist_train.loss import language_model_loss, step_values
     from grist_train.metrics import Metrics
     from grist_train.sample_log import SampleLog
     from grist_train.schedule import multiplier
     from grist_train.setup import announce, resumable
 
+    config = with_initial_model(config, world)
     check_layout(config.model, config.compute, world.size)
 
     # 1) Text -> tokens, prepared once; later runs open what is there. Batches go on where the newest checkpoint left them.
     data = open_data(config, world)
+    check_tokenizer(config, data.tokenizer)
     checkpoints = Checkpoints(
         config.run_dir / "checkpoints", world, config.checkpoint.keep_last, config.checkpoint.asynchronous
     )
@@ -63,12 +66,12 @@ def run(config: TrainConfig, world: World) -> None:
     starts = stage_starts(config.phases, state)
     batches = open_batches(config, world, data, starts, state)
 
-    # 2) Model: shapes first, then sharding, then storage, then values that depend on the seed alone.
+    # 2) Model: shapes first, then sharding, then storage, then values: drawn from the seed, or those of another model.
     model = grist_model.build(config.model, device="meta")
     distributed.prepare_blocks(model, config.compute)
     distributed.shard(model, world, config.compute)
     model.to_empty(device=world.device)
-    grist_model.initialize(model, config.seed)
+    fill(model, config, resuming=state is not None)
     optimizers = optimizer.build(model, config.optimizer)
     parameters = list(model.parameters())
 

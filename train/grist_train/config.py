@@ -19,7 +19,7 @@ from typing import Any, Literal
 import yaml
 
 from grist_model.config import ModelConfig
-from grist_train.data_config import BatchConfig, DataConfig, Phase, check_data, phases
+from grist_train.data_config import BatchConfig, DataConfig, Phase, check_data, check_lengths, phases
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,8 @@ class TrainConfig:
         out: Where run folders live.
         seed: Decides initial weights and data order, whatever the number of machines.
         steps: Optimizer steps.
+        initial: Portable directory, or hf://owner/name, whose weights the run begins with; None draws them from the seed. The
+            model is then the one that is there: of `model` only what concerns training counts (balance, weights of losses).
         stop_at: Stop, checkpoint and exit after this step as if interrupted; the schedule still spans `steps`.
         device: auto (CUDA, else MPS, else CPU), cuda, mps or cpu.
         log_every: Steps between reads of the loss from the device; every step is recorded all the same.
@@ -158,6 +160,7 @@ class TrainConfig:
     name: str = "run"
     out: str = "runs"
     seed: int = 0
+    initial: str | None = None
     steps: int = 100
     stop_at: int | None = None
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
@@ -179,13 +182,29 @@ class TrainConfig:
             1 <= self.optimizer.muon_iterations <= 5,
             f"optimizer.muon_iterations must be 1 to 5, but is {self.optimizer.muon_iterations}",
         )
-        check_data(self.data, self.batch, self.model.context_length)
+        check_data(self.data, self.batch)
         _require(
             self.checkpoint.keep_last >= 1,
             f"checkpoint.keep_last must be at least 1, but is {self.checkpoint.keep_last}: a resumable run needs one",
         )
+        _require(
+            self.compute.expert_parallel >= 1,
+            f"compute.expert_parallel must be at least 1, but is {self.compute.expert_parallel}",
+        )
+        if self.initial is None:  # else the model is not known yet: initial.py checks when it is
+            self.check_model()
+        if self.checkpoint.portable == "best":
+            every, evaluate = self.checkpoint.every, self.evaluate.every
+            _require(
+                every > 0 and evaluate > 0 and every % evaluate == 0,
+                "checkpoint.portable=best needs a validation loss for every checkpoint: make checkpoint.every "
+                f"({every}) a multiple of evaluate.every ({evaluate})",
+            )
+
+    def check_model(self) -> None:
+        """Whether the rest fits the model. Raises ValueError."""
+        check_lengths(self.phases, self.model.context_length)
         ranks, experts = self.compute.expert_parallel, self.model.experts
-        _require(ranks >= 1, f"compute.expert_parallel must be at least 1, but is {ranks}")
         if ranks > 1:
             _require(
                 experts > 0,
@@ -194,13 +213,6 @@ class TrainConfig:
             _require(
                 experts % ranks == 0,
                 f"compute.expert_parallel {ranks} does not divide model.experts {experts}: use a divisor of it",
-            )
-        if self.checkpoint.portable == "best":
-            every, evaluate = self.checkpoint.every, self.evaluate.every
-            _require(
-                every > 0 and evaluate > 0 and every % evaluate == 0,
-                "checkpoint.portable=best needs a validation loss for every checkpoint: make checkpoint.every "
-                f"({every}) a multiple of evaluate.every ({evaluate})",
             )
 
     def evaluation_due(self, step: int) -> bool:

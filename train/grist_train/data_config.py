@@ -136,7 +136,7 @@ def phases(data: DataConfig, batch: BatchConfig) -> tuple[Phase, ...]:
     return tuple(out)
 
 
-def check_data(data: DataConfig, batch: BatchConfig, context_length: int) -> None:
+def check_data(data: DataConfig, batch: BatchConfig) -> None:
     """Raises ValueError for what cannot be meant."""
     if data.sources and (data.directory != _DIRECTORY or data.prepare is not None):
         raise ValueError("data.sources stands instead of data.directory and data.prepare: give one or the other")
@@ -153,11 +153,19 @@ def check_data(data: DataConfig, batch: BatchConfig, context_length: int) -> Non
             )
         before = stage.after_step
     for phase in phases(data, batch):
-        where = f" (after step {phase.after_step})" if phase.after_step else ""
         if phase.global_size < 1:
-            raise ValueError(f"batch.global_size must be at least 1, but is {phase.global_size}{where}")
+            raise ValueError(f"batch.global_size must be at least 1, but is {phase.global_size}{_where(phase)}")
+
+
+def check_lengths(phases: tuple[Phase, ...], context_length: int) -> None:
+    """Raises ValueError for samples longer than the model's context."""
+    for phase in phases:
         if phase.sequence_length > context_length:
             raise ValueError(
-                f"data.sequence_length {phase.sequence_length}{where} is longer than model.context_length "
+                f"data.sequence_length {phase.sequence_length}{_where(phase)} is longer than model.context_length "
                 f"{context_length}: raise the latter or shorten the samples"
             )
+
+
+def _where(phase: Phase) -> str:
+    return f" (after step {phase.after_step})" if phase.after_step else ""
