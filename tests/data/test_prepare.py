@@ -237,7 +237,14 @@ def test_signals_leave_no_half_written_file(config, tmp_path, number):
     command = [sys.executable, "-m", "grist_data.prepare", "--source", "files", "--paths", str(file), "--out", str(out)]
     command += ["--vocab_size", "300", "--unit_bytes", "3000"]
     env = os.environ | {"PYTHONPATH": str(DATA), "TOKENIZERS_PARALLELISM": "false"}
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored below what runs in the background
+    )
     while process.poll() is None and not list(out.glob("parts/*.rec")):
         time.sleep(0.005)
     process.send_signal(number)

@@ -235,6 +235,7 @@ def long_preparation(tmp_path: Path) -> tuple[Path, subprocess.Popen]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored below what runs in the background
     )
     while process.poll() is None and not list(out.glob("parts/*.rec")):
         time.sleep(0.005)
