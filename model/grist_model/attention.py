@@ -56,12 +56,43 @@ class KVCache:
         self.lengths_B = self._lengths_with_new_B if lengths_B is None else lengths_B.to(self.lengths_B)
         self._equal_lengths = self._equal_lengths and lengths_B is None
 
+    def truncate(self, length: int) -> None:
+        """Forget what stands at position `length` and after it in every sequence, such as tokens tried and rejected."""
+        if length < 0:
+            raise ValueError(f"a cache can be truncated to a length of 0 or more, but not to {length}")
+        self.used = min(self.used, length)
+        self.lengths_B = self.lengths_B.clamp(max=length)
+
+    def replace(self, rows: list[int], other: KVCache) -> None:
+        """The sequences of `rows` become those of another cache, of len(rows) sequences; this one may still be empty.
+
+        Raises ValueError if they do not fit.
+        """
+        if len(rows) != len(other.lengths_B) or other.used > self.slots:
+            raise ValueError(
+                f"{len(rows)} rows of a cache of {self.slots} slots cannot become the {len(other.lengths_B)} sequences, "
+                f"of up to {other.used} tokens, of another"
+            )
+        row_R = torch.tensor(rows, device=self.lengths_B.device)
+        for layer, given in enumerate(other._buffers):
+            if given is None:
+                raise ValueError(f"the other cache has no keys of layer {layer} yet: run the model on it first")
+            for own, new in zip(self._layer_buffers(layer, *given), given, strict=True):
+                own[row_R, : other.used] = new[:, : other.used]
+        self.lengths_B = self.lengths_B.index_copy(0, row_R, other.lengths_B)
+        self.used = max(self.used, other.used)
+        self._equal_lengths = False
+
+    def keep(self, rows: list[int]) -> None:
+        """Forget every sequence but those of `rows`, which become the batch, in this order."""
+        row_R = torch.tensor(rows, device=self.lengths_B.device)
+        self.lengths_B = self.lengths_B[row_R]
+        self.row_B1 = self.row_B1[: len(rows)]
+        self._buffers = [None if pair is None else (pair[0][row_R], pair[1][row_R]) for pair in self._buffers]
+
     def _write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """-> the layer's buffers, up to the last slot in use."""
-        buffers = self._buffers[layer]
-        if buffers is None:
-            shape = (k.shape[0], self.slots, *k.shape[2:])
-            buffers = self._buffers[layer] = (k.new_empty(shape), v.new_empty(shape))
+        buffers = self._layer_buffers(layer, k, v)
         end = self.used + self._new_tokens
         for buffer, new in zip(buffers, (k, v), strict=True):
             if self._equal_lengths:
@@ -69,6 +100,14 @@ class KVCache:
             else:
                 buffer[self.row_B1, self._positions_BT] = new.detach()
         return buffers[0][:, :end], buffers[1][:, :end]
+
+    def _layer_buffers(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's buffers, made on first use with the head count, head width, type and device of k and v."""
+        buffers = self._buffers[layer]
+        if buffers is None:
+            shape = (self.row_B1.shape[0], self.slots, *k.shape[2:])
+            buffers = self._buffers[layer] = (k.new_empty(shape), v.new_empty(shape))
+        return buffers
 
 
 class Attention(nn.Module):

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from random_prompts import random_prompts
 
 from grist_model import generate, stream
 from grist_model.attention import KVCache
-from grist_model.generate import Sampling, sample
+from grist_model.sampling import row_seed
 
 
 def greedy_without_cache(model, prompt: list[int], steps: int) -> list[int]:
@@ -92,32 +95,6 @@ def test_a_seed_fixes_the_draw_and_leaves_the_global_generator_alone(make_model,
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_filters_allow_exactly_the_right_ids():
-    logits = torch.tensor([0.4, 0.3, 0.2, 0.06, 0.04]).log().expand(4000, 5)
-
-    def allowed(**options) -> set[int]:
-        return set(sample(logits, Sampling(**options), torch.Generator().manual_seed(0)).tolist())
-
-    assert allowed() == {0, 1, 2, 3, 4}
-    assert allowed(top_k=2) == {0, 1}
-    assert allowed(top_k=9) == {0, 1, 2, 3, 4}
-    assert allowed(top_p=0.65) == {0, 1}
-    assert allowed(top_p=0.75) == {0, 1, 2}
-    assert allowed(top_p=0.01) == {0}
-    assert allowed(min_p=0.4) == {0, 1, 2}
-    assert allowed(min_p=1.0) == {0}
-    assert allowed(temperature=0) == {0}
-    assert allowed(top_k=4, top_p=0.95, min_p=0.2) == {0, 1, 2}
-
-
-def test_draws_follow_the_probabilities():
-    p = torch.tensor([0.5, 0.3, 0.2])
-    drawn = sample(p.log().expand(40000, 3), Sampling(), torch.Generator().manual_seed(0))
-    torch.testing.assert_close(torch.bincount(drawn) / 40000, p, atol=0.01, rtol=0)
-    sharper = sample(p.log().expand(40000, 3), Sampling(temperature=0.5), torch.Generator().manual_seed(0))
-    torch.testing.assert_close(torch.bincount(sharper) / 40000, p.square() / p.square().sum(), atol=0.01, rtol=0)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -126,6 +103,9 @@ def test_draws_follow_the_probabilities():
         ({"top_k": 0}, "top_k must be at least 1"),
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\]"),
         ({"min_p": 1.5}, r"min_p must be in \[0, 1\]"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be a finite number above 0"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty must be a finite number above 0"),
+        ({"stop_strings": ["x"]}, "stop_strings need token_bytes"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         ({"max_new_tokens": 60}, "a prompt of 5 ids and max_new_tokens=60 exceed the context_length of 64"),
     ],
@@ -159,3 +139,67 @@ def test_stream_takes_one_prompt(make_model):
 def test_gradients_are_on_again_between_two_streamed_ids(make_model):
     for _ in stream(make_model(), [1, 2], max_new_tokens=2):
         assert torch.is_grad_enabled()
+
+
+def test_a_hundred_prompts_in_a_batch_give_what_each_gives_alone(make_model):
+    model = make_model()
+    prompts = random_prompts(100, longest=30)
+    alone = [generate(model, prompt, max_new_tokens=6, temperature=0) for prompt in prompts]
+    assert generate(model, prompts, max_new_tokens=6, temperature=0) == alone
+    options: dict[str, Any] = {"max_new_tokens": 6, "temperature": 1.5, "top_p": 0.95, "repetition_penalty": 1.3}
+    drawn = [generate(model, prompt, seed=row_seed(4, row), **options) for row, prompt in enumerate(prompts)]
+    assert generate(model, prompts, seed=4, **options) == drawn
+
+
+def test_equal_prompts_of_a_batch_draw_different_numbers(make_model):
+    rows = generate(make_model(), [[1, 2, 3]] * 8, max_new_tokens=12, temperature=2.0, seed=0)
+    assert len(set(map(tuple, rows))) == 8
+    assert rows[0] == generate(make_model(), [1, 2, 3], max_new_tokens=12, temperature=2.0, seed=0)
+
+
+def test_a_harsh_repetition_penalty_repeats_nothing(make_model, ids):
+    # Logits of both signs, so that the best id not seen yet is above every penalized one.
+    model, prompt = make_model(), ids[0, :9].tolist()
+    free = generate(model, prompt, max_new_tokens=30, temperature=0)
+    penalized = generate(model, prompt, max_new_tokens=30, temperature=0, repetition_penalty=1e6)
+    assert len(set(free)) < 30
+    assert len({*prompt, *penalized}) == len(set(prompt)) + 30
+    assert list(stream(model, prompt, max_new_tokens=30, temperature=0, repetition_penalty=1e6)) == penalized
+
+
+def test_stop_strings_end_each_row_with_the_id_that_completes_one(make_model, ids):
+    model = make_model()
+    prompts = [row.tolist() for row in ids[:, :9]]
+    spelling = [f"<{id_}>é".encode() for id_ in range(97)]
+
+    def token_bytes(row: list[int]) -> bytes:
+        return b"".join(spelling[id_] for id_ in row)
+
+    free = generate(model, prompts, max_new_tokens=20, temperature=0)
+    stop = f"{free[0][3]}>é<{str(free[0][4])[0]}"  # ends inside the fifth token
+    options: dict[str, Any] = {
+        "max_new_tokens": 20,
+        "temperature": 0,
+        "stop_strings": ["nowhere", stop],
+        "token_bytes": token_bytes,
+    }
+    for row, full in zip(generate(model, prompts, **options), free, strict=True):
+        texts = [token_bytes(full[:end]).decode() for end in range(1, 21)]
+        end = next((end for end, text in enumerate(texts, start=1) if stop in text), 20)
+        assert row == full[:end]
+        assert end == 5 or full is not free[0]
+    assert list(stream(model, prompts[0], **options)) == free[0][:5]
+    assert list(stream(model, prompts[0], prompt_lookup=4, **options)) == free[0][:5]
+
+
+def test_on_token_hears_every_id_of_the_result_as_it_is_drawn(make_model, ids):
+    heard: list[tuple[int, int]] = []
+    model = make_model()
+    options: dict[str, Any] = {"max_new_tokens": 10, "temperature": 0}
+    free = generate(model, ids[:2, :9], **options)
+    stop = next(id_ for id_ in free[0] if id_ not in free[1])
+    rows = generate(model, ids[:2, :9], stop_ids=[stop], on_token=lambda *pair: heard.append(pair), **options)
+    together = free[0].index(stop) + 1
+    assert heard[: 2 * together] == [(row, free[row][step]) for step in range(together) for row in (0, 1)]
+    assert heard[2 * together :] == [(1, id_) for id_ in free[1][together:]]
+    assert rows == [free[0][:together], free[1]]
