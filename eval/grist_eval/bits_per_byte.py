@@ -127,6 +127,8 @@ def score(model, batch: Batch, weight_VD: torch.Tensor) -> tuple[torch.Tensor, t
     import torch
     import torch.nn.functional as F
 
+    from grist_model.transformer import softcapped
+
     hidden_BTD = model.hidden(batch.ids_BT, cu_seqlens=batch.cu_seqlens)
     scored_BT = batch.targets_BT >= 0
     hidden_SD, targets_S = hidden_BTD[scored_BT], batch.targets_BT[scored_BT]
@@ -134,14 +136,10 @@ def score(model, batch: Batch, weight_VD: torch.Tensor) -> tuple[torch.Tensor, t
     cap = model.config.logit_softcap
     step = max(1, LOGITS_BUDGET_BYTES // (4 * weight_VD.shape[0]))
     chunks = [
-        F.cross_entropy(_capped(F.linear(hidden, weight_VD).float(), cap), targets, reduction="none")
+        F.cross_entropy(softcapped(F.linear(hidden, weight_VD).float(), cap), targets, reduction="none")
         for hidden, targets in zip(hidden_SD.split(step), targets_S.split(step), strict=True)
     ]
     return torch.cat(chunks), targets_S
-
-
-def _capped(logits_SV: torch.Tensor, cap: float | None) -> torch.Tensor:
-    return logits_SV if cap is None else (logits_SV / cap).tanh() * cap
 
 
 def spelled_bytes(count_V: torch.Tensor, tokenizer: Tokenizer) -> int | None:

@@ -116,7 +116,7 @@ def load(
     with ExitStack() as stack:
         read = open_weights(directory, layout, stack)
         for name in with_progress(layout.shapes, layout, (dtype or torch.float32).itemsize):
-            tensor = read_tensor(name, layout, read, directory)
+            tensor = read_tensor(name, layout, read)
             tensor = tensor.to(device, target_type(name, tensor, dtype)).contiguous()
             # A part of a larger tensor would keep all of that in memory.
             state[name] = tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()

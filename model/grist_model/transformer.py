@@ -208,9 +208,12 @@ class Transformer(nn.Module):
         return x_BTD, layers
 
     def _logits(self, hidden_BTD: Tensor) -> Tensor:
-        logits_BTV = F.linear(hidden_BTD, self.unembedding)
-        cap = self.config.logit_softcap
-        return logits_BTV if cap is None else (logits_BTV / cap).tanh() * cap
+        return softcapped(F.linear(hidden_BTD, self.unembedding), self.config.logit_softcap)
+
+
+def softcapped(logits: Tensor, cap: float | None) -> Tensor:
+    """cap * tanh(logits / cap) (Gemma 2), or the logits where there is no cap."""
+    return logits if cap is None else (logits / cap).tanh() * cap
 
 
 def _check_ids(ids_BT: Tensor) -> None:

@@ -123,7 +123,7 @@ class Read(Protocol):
 
 
 def open_weights(directory: Path, layout: Layout, stack: ExitStack) -> Read:
-    """Open every weight file and check names and shapes -> a function that reads.
+    """Open every weight file, check names and shapes, and that what is repeated is the same -> a function that reads.
 
     Experts in MXFP4 (X_blocks and X_scales instead of X, as published GPT-OSS files have them) are read as X in bfloat16, which
     holds their numbers exactly.
@@ -152,11 +152,21 @@ def open_weights(directory: Path, layout: Layout, stack: ExitStack) -> Read:
 
     def read(name: str, rows: slice = _EVERYTHING) -> Tensor | None:
         if name in packed:
-            blocks, scales = stored_rows(name + _BLOCKS, rows), stored_rows(name + _SCALES, rows)
-            return dequantise_mxfp4(blocks, scales).to(torch.bfloat16).transpose(-1, -2)
+            return _unpacked(stored_rows(name + _BLOCKS, rows), stored_rows(name + _SCALES, rows))
         return stored_rows(name, rows) if name in files else None
 
+    for name in layout.copies:
+        _check_copies(name, layout, read, directory)
     return read
+
+
+def _unpacked(blocks_EO: Tensor, scales_EO: Tensor) -> Tensor:
+    """(E, in, out) bfloat16, an expert at a time: on the way each number takes sixteen times its four bits and more."""
+    E, out, n_blocks = scales_EO.shape
+    found = torch.empty((E, n_blocks * BLOCK, out), dtype=torch.bfloat16)
+    for expert, (blocks, scales) in enumerate(zip(blocks_EO, scales_EO, strict=True)):
+        found[expert] = dequantise_mxfp4(blocks, scales).T
+    return found
 
 
 def _unpacked_shape(name: str, shapes: dict[str, Shape], directory: Path) -> Shape:
@@ -199,13 +209,11 @@ def _weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in names]
 
 
-def read_tensor(name: str, layout: Layout, read: Read, directory: Path) -> Tensor:
-    """One of our tensors, of the type that is stored. Raises ValueError where a file repeats one with other values."""
+def read_tensor(name: str, layout: Layout, read: Read) -> Tensor:
+    """One of our tensors, of the type that is stored."""
     if name in layout.zeros:
         return torch.zeros(layout.shapes[name])
     pieces = layout.of_ours[name]
-    for piece in pieces:
-        _check_copies(piece.hf_name, layout, read, directory)
     if len(pieces) == 1 and not pieces[0].at:
         return _piece_of_ours(pieces[0], read)
     first = _piece_of_ours(pieces[0], read)

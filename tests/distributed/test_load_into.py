@@ -7,6 +7,7 @@ import socket
 import pytest
 import torch
 import torch.multiprocessing as mp
+from safetensors.torch import load_file, save_file
 from tiny_house import config
 
 import grist_model
@@ -88,3 +89,14 @@ def test_a_plain_model_too_and_what_does_not_fit_is_refused(tmp_path):
         assert torch.equal(other(ids), model(ids))
     with pytest.raises(ValueError, match=r"another shape: num_hidden_layers \(2 there, 3 here\)"):
         grist_model.load_into(grist_model.build(config(layers=3)), tmp_path / "model")
+
+
+def test_a_head_that_is_not_the_embedding_it_is_tied_to_is_refused(tmp_path):
+    shape = config(tied_embeddings=True)
+    grist_model.save(grist_model.build(shape), tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lm_head\.weight differs from model\.embed_tokens\.weight"):
+        grist_model.load_into(grist_model.build(shape), tmp_path / "model")

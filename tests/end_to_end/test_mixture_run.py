@@ -139,3 +139,25 @@ def test_stages_that_have_begun_may_not_change(tmp_path):
     run.write_text(yaml.safe_dump(text, sort_keys=False))
     train(run, "--stop_at", "8")
     assert {row["sample"][0] for row in _seen(tmp_path).values() if row["step"] == 8} == {"bread"}
+
+
+def test_whole_documents_in_rows(tmp_path):
+    """`data.packing`: rows of whole documents, stopped, and gone on with on two ranks."""
+    run = write_run(
+        tmp_path,
+        steps=6,
+        data={"packing": "best-fit", "log_samples": True},
+        checkpoint={"every": 0},
+        evaluate={"every": 0},
+    )
+    train(run, "--stop_at", "3")
+    train(run, processes=2)
+    seen = _seen(tmp_path)
+    assert sorted(seen) == list(range(6 * 8))
+    batches, position = Batches(Shards.open(tmp_path / "dataset"), 32, 8, seed=0, packing="best-fit"), 0
+    for _ in range(6):
+        (batch,) = next(batches)
+        for row in batch.ids_BT.numpy():
+            assert seen[position]["sample"][4] == xxhash.xxh3_64_hexdigest(row.tobytes())
+            position += 1
+    assert losses(tmp_path)[6] < losses(tmp_path)[1]

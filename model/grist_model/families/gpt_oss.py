@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from grist_model.config import ModelConfig
 from grist_model.families.decoder import (
     ROUTER_TRAINING,
+    common_to_hf,
     from_own_section,
     own_section,
     refuse_unsupported,
@@ -19,7 +20,7 @@ from grist_model.families.decoder import (
     unmet,
 )
 from grist_model.families.layout import Layout, Piece, own_shapes
-from grist_model.families.rope_settings import rope_from_hf, rope_misfit, rope_to_hf
+from grist_model.families.rope_settings import rope_from_hf, rope_misfit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,21 +58,11 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     at another rate. Published files have experts_per_token beside num_experts_per_tok.
     """
     windows = [config.layer_window(layer) for layer in range(config.layers)]
-    rope = rope_to_hf(config)
-    return {
-        "model_type": MODEL_TYPE,
-        "architectures": ["GptOssForCausalLM"],
-        "vocab_size": config.vocab_size,
-        "initial_context_length": (rope["rope_scaling"] or {}).get(
+    common = common_to_hf(config, MODEL_TYPE, "GptOssForCausalLM")
+    own = {
+        "initial_context_length": (common["rope_scaling"] or {}).get(
             "original_max_position_embeddings", config.context_length
         ),
-        "num_hidden_layers": config.layers,
-        "hidden_size": config.width,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.attention_head_width,
-        "attention_bias": config.attention_bias,
-        "attention_dropout": 0.0,
         # transformers insists on a number, also where no layer slides.
         "sliding_window": config.window or config.context_length,
         "layer_types": [_FULL if window is None else _SLIDING for window in windows],
@@ -79,17 +70,12 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "num_experts_per_tok": config.active_experts,
         "experts_per_token": config.active_experts,
         "intermediate_size": config.expert_width,
-        "hidden_act": "silu",
         "swiglu_alpha": config.swiglu_alpha,
         "swiglu_limit": config.swiglu_limit,
-        **rope,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tied_embeddings,
-        "initializer_range": config.initializer_range,
         "output_router_logits": False,
         "router_aux_loss_coef": config.aux_loss_weight,
-        "use_cache": True,
-    } | own_section(config, *ROUTER_TRAINING)
+    }
+    return common | own | own_section(config, *ROUTER_TRAINING)
 
 
 def config_from_hf(config: dict[str, Any]) -> ModelConfig:
