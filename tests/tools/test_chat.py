@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 import tiny_house
 
+from grist_data.chat_template import conversation_ids, find_template, stop_ids
 from grist_data.tokenizer_training import train_bpe
 from grist_tools.chat import HELP, Chat
-from grist_tools.chat_template import conversation_ids, find_template, stop_ids
 
 SAMPLING = {"max_new_tokens": 6, "temperature": 1.0, "top_k": None, "top_p": None, "min_p": None, "seed": 0}
 TEMPLATE = (

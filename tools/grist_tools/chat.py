@@ -105,7 +105,7 @@ class Chat:
             self.ids = prompt_ids + new
 
     def _answer_prompt(self, line: str) -> list[int]:
-        from grist_tools.chat_template import conversation_ids
+        from grist_data.chat_template import conversation_ids
 
         assert self.template is not None
         self.messages.append({"role": "user", "content": line})
@@ -122,8 +122,8 @@ class Chat:
 
     def _new_ids(self, prompt_ids: list[int], new: list[int]) -> Iterator[int]:
         """Draw ids, keeping them in `new` as they come; the stop token is not among them."""
+        from grist_data.chat_template import stop_ids
         from grist_model import stream
-        from grist_tools.chat_template import stop_ids
 
         stops = stop_ids(self.tokenizer)
         seed = self.sampling["seed"]
@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     with contextlib.suppress(ImportError):  # Windows has none
         import readline  # noqa: F401 - importing it gives input() line editing and a history
-    from grist_tools.chat_template import find_template
+    from grist_data.chat_template import find_template
 
     try:
         model, tokenizer, _ = open_model(options)
