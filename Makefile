@@ -46,7 +46,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-gpu test-clients bench bench-data bench-gpu profile export chat docs lint clean
+.PHONY: help setup train test test-gpu test-clients bench bench-data bench-gpu profile export chat report docs lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -72,6 +72,7 @@ test: setup  ## everything that a CPU can prove; Triton's kernels are interprete
 test-gpu: setup  ## the same operations on CUDA (SETUP=0 needs torch, triton, numpy and pytest alone)
 	TRITON_INTERPRET=0 $(PYTHON) -m pytest -q -m gpu $(GPU_TESTS) $(ARGS)
 
+# GRIST_TRANSFORMERS4_PYTHON=/path/to/python, with torch, safetensors and transformers 4.57, also shows every family to version 4.
 test-clients: setup  ## our files in other people's software
 	$(PYTHON) -m pytest -q -m clients $(ARGS)
 
@@ -92,6 +93,9 @@ export: setup  ## a trained model in another format (MODEL, FORMAT, OUT)
 
 chat: setup  ## talk to a trained model (MODEL)
 	$(PYTHON) -m grist_tools.chat $(MODEL) $(ARGS)
+
+report: setup  ## a run as one HTML page: runs/RUN/report.html
+	$(PYTHON) -m grist_tools.report runs/$(RUN) $(ARGS)
 
 docs: setup  ## build the course and the how-to pages into site/
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -e ".[docs]"

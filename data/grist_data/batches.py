@@ -113,6 +113,11 @@ class Batches:
         rows.expect("random" if shuffle else "sequential")
 
     @property
+    def position(self) -> int:
+        """Samples that have been handed out, over all ranks."""
+        return self._pos
+
+    @property
     def sequence_length(self) -> int:
         return setting_at(self._settings, self._pos).sequence_length
 

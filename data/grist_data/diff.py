@@ -17,7 +17,7 @@ from grist_data.run_command import parser_for, run_command
 if TYPE_CHECKING:
     from grist_data.shards import Shards
 
-_FACTS = ("settings", "source", "held_out")
+_FACTS = ("settings", "source", "conversations", "held_out")
 _PIECE_TOKENS = 1 << 20
 
 
@@ -56,11 +56,17 @@ def _short(value: Any) -> str:
 
 
 def _of_splits(split: str, facts_a: dict[str, Any], facts_b: dict[str, Any], a: Shards, b: Shards) -> list[str]:
-    names = {"documents": "documents", "tokens": "tokens", "text_bytes": "bytes of text"}
+    names = {
+        "documents": "documents",
+        "tokens": "tokens",
+        "text_bytes": "bytes of text",
+        "trained_tokens": "trained tokens",
+    }
+    counts = [{"trained_tokens": facts["tokens"], **facts} for facts in (facts_a, facts_b)]
     lines = [
-        f"split {split}: {facts_a[key]:,} {name}, then {facts_b[key]:,}"
+        f"split {split}: {counts[0][key]:,} {name}, then {counts[1][key]:,}"
         for key, name in names.items()
-        if facts_a[key] != facts_b[key]
+        if counts[0][key] != counts[1][key]
     ]
     if facts_a["token_dtype"] != facts_b["token_dtype"]:
         lines.append(f"split {split}: ids of {facts_a['token_dtype']}, then {facts_b['token_dtype']}")
@@ -126,6 +132,15 @@ def _of_tokens(split: str, a: Shards, b: Shards) -> list[str]:
             f"split {split}: the same texts, but token {first:,} differs, in document"
             f" {_document_of(DocumentIndex(a), first):,}: encoded by another engine, or with other special tokens"
         ]
+    for at in range(0, both if a.has_loss_mask or b.has_loss_mask else 0, _PIECE_TOKENS):
+        n = min(_PIECE_TOKENS, both - at)
+        unlike = a.trained(at, n) != b.trained(at, n)
+        if unlike.any():
+            first = at + int(np.argmax(unlike))
+            return [
+                f"split {split}: the same tokens, but others are trained: the first is token {first:,}, in document"
+                f" {_document_of(DocumentIndex(a), first):,}"
+            ]
     ends_differ = any((x.size != y.size) or (x != y).any() for x, y in _ends(a, b))
     return [f"split {split}: the same texts and tokens, but documents end at other tokens"] if ends_differ else []
 

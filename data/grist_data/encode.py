@@ -22,24 +22,28 @@ from grist_data.shard_header import Encoding
 from grist_data.survey import HASH_BYTES, KEPT, Survey, utf8
 
 if TYPE_CHECKING:
-    from grist_data.encoder import Encoder
+    from grist_data.encoder import Encoded, Encoder
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a unit is encoded by and for, the same for all units."""
+    """What a unit is encoded by and for, the same for all units.
+
+    chat: of a corpus of conversations, sha256 of the template, and what is trained; None for plain text.
+    """
 
     out: Path
     encoding: Encoding
     plan: Plan
     split: Split
+    chat: tuple[str, str] | None = None
 
     @cached_property
     def digest(self) -> str:
         """What a part has to agree with to be of this job."""
         own = [self.encoding.tokenizer_sha256, self.encoding.manifest_sha256, self.encoding.token_bytes]
         own += [self.encoding.eot_id if self.encoding.eot_appended else None, self.split.seed, self.split.threshold]
-        return hashlib.sha256(canonical_json(own)).hexdigest()
+        return hashlib.sha256(canonical_json([*own, *(self.chat or ())])).hexdigest()
 
 
 CHANGED = "the source is not what it was when this preparation began ({what}): start over with overwrite"
@@ -85,8 +89,8 @@ def encode_unit(
     hashes = b"".join(map(xxhash.xxh3_128_digest, encoded))
     if hashes != survey.hashes[kept].tobytes():
         raise ValueError(CHANGED.format(what=_difference(number, texts, hashes, survey.hashes[kept])))
-    result = encoder.encode([document.text for document in texts], hashes)
-    write_part(number, unit, result.ids, survey, kept, job, result.facts)
+    result = encoder.encode(texts, hashes)
+    write_part(number, unit, result, survey, kept, job)
 
 
 def _difference(number: int, texts: list[Document], found: bytes, expected: np.ndarray) -> str:
@@ -96,22 +100,28 @@ def _difference(number: int, texts: list[Document], found: bytes, expected: np.n
     return f"unit {number} has {len(texts):,} documents, not {len(expected):,}"
 
 
-def write_part(
-    number: int, unit: Unit, ids: list[np.ndarray], survey: Survey, places: np.ndarray, job: Job, facts: dict[str, Any]
-) -> None:
-    """ids: of each document. places: of those documents in the survey."""
+def write_part(number: int, unit: Unit, encoded: Encoded, survey: Survey, places: np.ndarray, job: Job) -> None:
+    """places: of the encoded documents in the survey."""
+    ids, trained = encoded.ids, encoded.trained
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     if job.encoding.eot_appended:
         assert job.encoding.eot_id is not None, "checked when the tokenizer was obtained"
         end = np.array([job.encoding.eot_id], np.uint32)
-        ids = [piece for of_document in ids for piece in (of_document, end)]
-        lengths += 1
+        # A template may have ended the conversation with it, as a token that the model has to say; ours is none.
+        ends = [end if trained is None or of_one[-1:].tolist() != end.tolist() else end[:0] for of_one in ids]
+        ids = [piece for of_one in zip(ids, ends, strict=True) for piece in of_one]
+        lengths += np.fromiter(map(len, ends), np.int64, len(ends))
+        if trained is not None:
+            trained = [
+                piece for of_one, e in zip(trained, ends, strict=True) for piece in (of_one, np.zeros(len(e), bool))
+            ]
     tokens = np.concatenate(ids) if ids else np.zeros(0, np.uint32)
     if len(tokens) and int(tokens.max()) >= job.encoding.vocab_size:
         raise ValueError(f"token id {int(tokens.max())} is outside the vocabulary of {job.encoding.vocab_size} ids")
     stays = lengths > 0  # a normalizer may leave nothing of a text
     places, lengths = places[stays], lengths[stays]
     held_out = job.split.held_out(survey.split_hashes[places])
+    masks = {} if trained is None else {"trained": np.concatenate(trained)}
     counts = {}
     for split, chosen in zip(SPLITS, (~held_out, held_out), strict=True):
         if chosen.any():
@@ -120,14 +130,17 @@ def write_part(
                 "documents": int(chosen.sum()),
                 "text_bytes": int(survey.text_bytes[places[chosen]].sum()),
             }
+            if masks:
+                counts[split]["trained_tokens"] = int(masks["trained"][np.repeat(chosen, lengths)].sum())
     write_record(
         part_file(job.out, number),
-        {"unit": number, "job": job.digest, "splits": counts, **facts},
+        {"unit": number, "job": job.digest, "splits": counts, **encoded.facts},
         {
             "tokens": tokens.astype(job.encoding.dtype),
             "lengths": lengths,
             "hashes": survey.hashes[places],
             "held_out": held_out,
+            **masks,
         },
     )
 

@@ -23,7 +23,8 @@ def evaluation_batches(
     max_tokens: int | None = None,
     documents: bool = False,
 ) -> Iterator[Batch]:
-    """Every token of the split after the first, as a target exactly once, in finitely many batches of (B, T).
+    """Every token of the split after the first, as a target exactly once, in finitely many batches of (B, T). Under a loss mask
+    only the trained tokens are targets.
 
     Window k begins at token k * stride and scores the targets that no earlier window scored, so with stride < T all but the
     first have at least T - stride tokens before them. All ranks get the same number of batches of the same shape: what is
@@ -77,6 +78,8 @@ def _evaluate(
             ids_BT[row, :n] = tokens[:-1]
             scored_before = T - stride if window else 0
             targets_BT[row, scored_before:n] = tokens[1 + scored_before :]
+            if shards.has_loss_mask:
+                targets_BT[row, :n][~shards.trained(begin + 1, n)] = IGNORE
             if documents:
                 ends[row] = row * T + shards.document_ends(begin, n)
         cu_seqlens, longest = cu_seqlens_of(ends, batch_size, T) if documents else (None, None)

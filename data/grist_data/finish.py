@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from grist_data.manifest import write_manifest
+from grist_data.manifest import TRAINED, write_manifest
 from grist_data.verify import problems_of
 
 COUNTS = ("tokens", "documents", "text_bytes")
 
 
 def totals(parts: list[dict[str, Any]]) -> dict[str, int]:
-    """Tokens, documents and bytes of text of several shards, splits or datasets together."""
-    return {key: sum(part[key] for part in parts) for key in COUNTS}
+    """Tokens, documents and bytes of text of several shards, splits or datasets together; where one of them has a loss mask,
+    trained tokens, too.
+    """
+    counts = {key: sum(part[key] for part in parts) for key in COUNTS}
+    if any(TRAINED in part for part in parts):
+        counts[TRAINED] = sum(part.get(TRAINED, part["tokens"]) for part in parts)
+    return counts
 
 
 def finish(directory: Path, splits: dict[str, Any], tokenizer: dict[str, Any], facts: dict[str, Any]) -> None:
@@ -29,5 +34,8 @@ def finish(directory: Path, splits: dict[str, Any], tokenizer: dict[str, Any], f
 
 def summary(splits: dict[str, Any]) -> str:
     return ", ".join(
-        f"{name} {facts['tokens']:,} tokens of {facts['documents']:,} documents" for name, facts in splits.items()
+        f"{name} {facts['tokens']:,} tokens"
+        + (f" ({facts[TRAINED]:,} trained)" if TRAINED in facts else "")
+        + f" of {facts['documents']:,} documents"
+        for name, facts in splits.items()
     )

@@ -9,6 +9,7 @@ Reads every token once, to count them; --no_counts leaves that out, and then onl
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from grist_data.tokenizer import Tokenizer
 
 MOST_FREQUENT = 20
+TRAINED_MARKS = "⟦⟧"
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,10 @@ def report(
 def _samples(
     shards: Shards, tokenizer: Tokenizer, how_many: int, characters: int, seed: int
 ) -> tuple[tuple[int, str], ...]:
-    """Documents as their tokens decode, special tokens by name, cut after `characters`."""
+    """Documents as their tokens decode, special tokens by name, cut after `characters`.
+
+    Under a loss mask what is trained stands between `TRAINED_MARKS`.
+    """
     import random
 
     from grist_data.document_index import DocumentIndex
@@ -85,10 +90,23 @@ def _samples(
         start, stop = index.span(number)
         # A character takes at most a few tokens, so a book need not be decoded for its beginning.
         read = min(stop - start, 4 * characters + 4)
-        text = tokenizer.decode(shards.read(start, read).tolist())
+        text = _marked(shards, tokenizer, start, read)
         cut = len(text) > characters or start + read < stop
         found.append((number, f"{text[:characters]} [... {stop - start:,} tokens in all]" if cut else text))
     return tuple(found)
+
+
+def _marked(shards: Shards, tokenizer: Tokenizer, start: int, n: int) -> str:
+    import numpy as np
+
+    ids = shards.read(start, n).tolist()
+    if not shards.has_loss_mask:
+        return tokenizer.decode(ids)
+    trained = shards.trained(start, n)
+    edges = [0, *(np.flatnonzero(trained[1:] != trained[:-1]) + 1).tolist(), n]
+    runs = [(tokenizer.decode(ids[a:b]), bool(trained[a])) for a, b in itertools.pairwise(edges)]
+    opening, closing = TRAINED_MARKS
+    return "".join(f"{opening}{text}{closing}" if of_run else text for text, of_run in runs)
 
 
 def text_of(directory: str | Path, reports: dict[str, SplitReport]) -> str:
@@ -100,7 +118,7 @@ def text_of(directory: str | Path, reports: dict[str, SplitReport]) -> str:
     blocks = [
         f"{directory}\ndataset    {manifest['dataset_id']}\nsource     {manifest['source']['name']}\n"
         f"tokenizer  {tokenizer.kind}, {tokenizer.vocab_size:,} ids, sha256 {tokenizer.sha256}",
-        table(["split", "documents", "tokens", "bytes of text", "bytes a token", "shards"], _size_rows(reports)),
+        table(_size_header(reports), _size_rows(reports)),
         table(_length_header(), _length_rows(reports)),
     ]
     for name, found in reports.items():
@@ -111,12 +129,25 @@ def text_of(directory: str | Path, reports: dict[str, SplitReport]) -> str:
     return "\n\n".join(blocks)
 
 
+def _size_header(reports: dict[str, SplitReport]) -> list[str]:
+    trained = ["trained tokens", "share"] if _has_mask(reports) else []
+    return ["split", "documents", "tokens", *trained, "bytes of text", "bytes a token", "shards"]
+
+
+def _has_mask(reports: dict[str, SplitReport]) -> bool:
+    return any(found.shards.has_loss_mask for found in reports.values())
+
+
 def _size_rows(reports: dict[str, SplitReport]) -> list[list[str]]:
     rows = []
     for name, found in reports.items():
         shards = found.shards
-        counts = [f"{number:,}" for number in (shards.n_docs, shards.n_tokens, shards.n_bytes)]
-        rows.append([name, *counts, f"{shards.n_bytes / shards.n_tokens:.3f}", str(len(shards.shards))])
+        counts = [f"{number:,}" for number in (shards.n_docs, shards.n_tokens)]
+        if _has_mask(reports):
+            counts += [f"{shards.n_trained_tokens:,}", f"{shards.n_trained_tokens / shards.n_tokens:.1%}"]
+        rows.append(
+            [name, *counts, f"{shards.n_bytes:,}", f"{shards.n_bytes / shards.n_tokens:.3f}", str(len(shards.shards))]
+        )
     return rows
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from grist_data.encode import Job, part_file, read_part_facts
 from grist_data.finish import totals
+from grist_data.manifest import TRAINED
 from grist_data.plan import SPLITS
 from grist_data.record_file import read_record
 from grist_data.shard_writer import write_shard
@@ -21,7 +22,7 @@ from grist_data.shards import ShardFile
 class ShardPlan:
     """One shard to write: number `index` of `count` of its split, of these units.
 
-    tokens, documents, text_bytes: what it will hold.
+    tokens, documents, text_bytes: what it will hold. trained_tokens: of these, where there is a loss mask.
     """
 
     split: str
@@ -31,6 +32,7 @@ class ShardPlan:
     tokens: int
     documents: int
     text_bytes: int
+    trained_tokens: int | None = None
 
     @property
     def file(self) -> str:
@@ -68,7 +70,11 @@ def write_planned(shard: ShardPlan, job: Job, directory: Path) -> int:
     path = directory / shard.file
     if path.is_file():
         finished = ShardFile(path, verify="full").header
-        if finished.encoding == job.encoding and finished.n_tokens == shard.tokens:
+        if (
+            finished.encoding == job.encoding
+            and finished.n_tokens == shard.tokens
+            and finished.has_loss_mask == (job.chat is not None)
+        ):
             return finished.root
     lengths, hashes = zip(*(_documents(number, shard.split, job) for number in shard.units), strict=True)
     header = write_shard(
@@ -80,6 +86,7 @@ def write_planned(shard: ShardPlan, job: Job, directory: Path) -> int:
         {"split": shard.split, "text_bytes": shard.text_bytes},
         shard.index,
         shard.count,
+        None if job.chat is None else (_trained(number, shard.split, job) for number in shard.units),
     )
     return header.root
 
@@ -101,6 +108,12 @@ def _tokens(number: int, split: str, job: Job) -> np.ndarray:
     return part["tokens"] if rows.all() else part["tokens"][np.repeat(rows, part["lengths"])]
 
 
+def _trained(number: int, split: str, job: Job) -> np.ndarray:
+    """Which of these tokens are trained: bool."""
+    part = read_record(part_file(job.out, number))[1]
+    return part["trained"][np.repeat(part["held_out"] == (split == "val"), part["lengths"])]
+
+
 def splits_of(shards: Sequence[ShardPlan], roots: Sequence[int], job: Job) -> dict[str, Any]:
     """`splits` of dataset.json."""
     splits = {}
@@ -111,6 +124,7 @@ def splits_of(shards: Sequence[ShardPlan], roots: Sequence[int], job: Job) -> di
                 "tokens": shard.tokens,
                 "documents": shard.documents,
                 "text_bytes": shard.text_bytes,
+                **({} if shard.trained_tokens is None else {TRAINED: shard.trained_tokens}),
                 "root": f"{root:016x}",
             }
             for shard, root in zip(shards, roots, strict=True)

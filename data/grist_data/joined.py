@@ -21,6 +21,7 @@ class Joined:
         sizes = np.array([split.n_tokens for split in self.splits], np.int64)
         self.starts = np.cumsum(sizes) - sizes
         self.reads_whole = all(split.reads_whole for split in self.splits)
+        self.has_loss_mask = any(split.has_loss_mask for split in self.splits)
         self.dtype = max((split.dtype for split in self.splits), key=lambda dtype: dtype.itemsize)
 
     def gather(self, offsets: np.ndarray, out: np.ndarray) -> None:
@@ -29,6 +30,16 @@ class Joined:
         local = offsets - self.starts[of]
         for row, k in enumerate(of.tolist()):
             self.splits[k].gather(local[row : row + 1], out[row : row + 1])
+
+    def untrained(self, offsets: np.ndarray, out: np.ndarray) -> None:
+        """Which targets do not count for the loss masks: (rows, T) bool, written to `out`."""
+        of = self._split_of(offsets)
+        local = offsets - self.starts[of]
+        for row, k in enumerate(of.tolist()):
+            if self.splits[k].has_loss_mask:
+                self.splits[k].untrained(local[row : row + 1], out[row : row + 1])
+            else:
+                out[row] = False
 
     def documents(self, offsets: np.ndarray, T: int, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Where documents end in rows, and targets that do not count; flat numbers, by split, not by row."""

@@ -15,6 +15,8 @@ JOURNAL_FILE = "journal.jsonl"
 SURVEY_DIRECTORY, PARTS_DIRECTORY, SPOOL_DIRECTORY = WORK_DIRECTORIES = ("survey", "parts", "spool")
 FORMAT = "gristmill-tokens"
 VERSION = 1
+# Of a split and its shards, where there is a loss mask: how many tokens count as targets.
+TRAINED = "trained_tokens"
 _CHECKSUM = "sha256_of_the_rest"
 
 

@@ -40,6 +40,7 @@ def merge(datasets: Sequence[str | Path], out: str | Path, shard_tokens: int = 2
         raise ValueError(f"shard_tokens must be at least 1, but is {shard_tokens}")
     manifests = [read_manifest(directory) for directory in directories]
     _check_tokenizers(directories, manifests)
+    template = _template_of(directories, manifests)
     names = list(dict.fromkeys(split for manifest in manifests for split in manifest["splits"]))
     opened = {
         split: [
@@ -54,10 +55,12 @@ def merge(datasets: Sequence[str | Path], out: str | Path, shard_tokens: int = 2
     settings = {"merge": [manifest["dataset_id"] for manifest in manifests], "shard_tokens": shard_tokens}
     with new_directory(Path(out)) as directory:
         splits = {
-            split: _write_split(directory, split, parts, encoding, shard_tokens) for split, parts in opened.items()
+            split: _write_split(directory, split, parts, encoding, shard_tokens, template is not None)
+            for split, parts in opened.items()
         }
-        Tokenizer.load(directories[0]).save(directory)
-        finish(directory, splits, manifests[0]["tokenizer"], {"source": source, "settings": settings})
+        Tokenizer.load(template or directories[0]).save(directory)
+        facts = {} if template is None else {"conversations": manifests[directories.index(template)]["conversations"]}
+        finish(directory, splits, manifests[0]["tokenizer"], {"source": source, **facts, "settings": settings})
     print(f"{out}: {summary(splits)}", file=sys.stderr)
     return Path(out)
 
@@ -70,6 +73,22 @@ def _check_tokenizers(directories: list[Path], manifests: list[dict[str, Any]]) 
                 f"{directory} was made with another tokenizer than {directories[0]}: sha256 {found}, expected {first}; prepare"
                 f" its text again with --tokenizer {directories[0]}"
             )
+
+
+def _template_of(directories: list[Path], manifests: list[dict[str, Any]]) -> Path | None:
+    """The first dataset of conversations; None where all are plain text."""
+    chats = {
+        directory: manifest["conversations"]
+        for directory, manifest in zip(directories, manifests, strict=True)
+        if "conversations" in manifest
+    }
+    for directory, facts in chats.items():
+        first = next(iter(chats))
+        if facts["chat_template_sha256"] != chats[first]["chat_template_sha256"]:
+            raise ValueError(
+                f"{directory} was made with another chat template than {first}: a model carries one; prepare both alike"
+            )
+    return next(iter(chats), None)
 
 
 def _leaks(opened: dict[str, list[Shards]]) -> int:
@@ -126,7 +145,7 @@ def _encoding(opened: dict[str, list[Shards]], manifest_sha256: str) -> Encoding
 
 
 def _write_split(
-    directory: Path, split: str, parts: list[Shards], encoding: Encoding, shard_tokens: int
+    directory: Path, split: str, parts: list[Shards], encoding: Encoding, shard_tokens: int, masked: bool
 ) -> dict[str, Any]:
     from tqdm import tqdm
 
@@ -138,7 +157,7 @@ def _write_split(
     with tqdm(total=n_tokens, desc=f"merging {split}", unit=" tokens", unit_scale=True, disable=None) as bar:
         for index, group in enumerate(groups):
             path = directory / f"{split}-{index:05d}-of-{len(groups):05d}.tok"
-            shards.append(_write_shard(path, split, group, encoding, index, len(groups), bar))
+            shards.append(_write_shard(path, split, group, encoding, index, len(groups), bar, masked))
     return {**totals(shards), "token_dtype": encoding.dtype.name, "shards": shards}
 
 
@@ -152,11 +171,19 @@ def _grouped(shards: list[ShardFile], shard_tokens: int) -> list[list[ShardFile]
 
 
 def _write_shard(
-    path: Path, split: str, group: list[ShardFile], encoding: Encoding, index: int, n_shards: int, bar: Any
+    path: Path,
+    split: str,
+    group: list[ShardFile],
+    encoding: Encoding,
+    index: int,
+    n_shards: int,
+    bar: Any,
+    masked: bool,
 ) -> dict[str, Any]:
-    """Join shards into one; its entry in dataset.json."""
+    """Join shards into one; its entry in dataset.json. masked: with a loss mask, in which all of a plain text counts."""
     import numpy as np
 
+    from grist_data.manifest import TRAINED
     from grist_data.shard_writer import write_shard
 
     piece = 1 << 22
@@ -167,6 +194,16 @@ def _write_shard(
                 found = shard.tokens(start, min(shard.header.n_tokens, start + piece))
                 yield found
                 bar.update(len(found))
+
+    trained = 0
+
+    def mask():
+        nonlocal trained
+        for shard in group:
+            for start in range(0, shard.header.n_tokens, piece):
+                found = shard.trained(start, min(shard.header.n_tokens, start + piece))
+                trained += int(np.count_nonzero(found))
+                yield found
 
     begins = np.cumsum([0] + [shard.header.n_tokens for shard in group]).tolist()
     text_bytes = sum(shard.metadata["text_bytes"] for shard in group)
@@ -179,8 +216,10 @@ def _write_shard(
         {"split": split, "text_bytes": text_bytes},
         index,
         n_shards,
+        mask() if masked else None,
     )
     counts = {"tokens": header.n_tokens, "documents": header.n_docs, "text_bytes": text_bytes}
+    counts |= {TRAINED: trained} if masked else {}
     return {"file": path.name, **counts, "root": f"{header.root:016x}"}
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
+from grist_data.chat_template import check_specials, read_template, text_without_specials
+from grist_data.document import Document
 from grist_data.permutation import hash64
 from grist_data.preparation import Preparation
 from grist_data.prepare_config import TIKTOKEN, TRAINED, PrepareConfig
@@ -16,7 +18,8 @@ from grist_data.tokenizer import Tokenizer, pieces_of
 def obtain_tokenizer(preparation: Preparation) -> None:
     """Save the tokenizer in the dataset, unless it is there already.
 
-    Raises ValueError for a tokenizer without the end-of-text token that is to stand after every document.
+    Raises ValueError for a tokenizer without the end-of-text token that is to stand after every document, or the special tokens
+    of the chat template.
     """
     if preparation.journal.tokenizer_sha256 is not None:
         return
@@ -30,6 +33,11 @@ def obtain_tokenizer(preparation: Preparation) -> None:
     else:
         tokenizer = Tokenizer.load(config.tokenizer)
     _refuse_endless(config, tokenizer)
+    if config.holds_conversations:
+        check_specials(config.chat_template, tokenizer)
+        # Set even where it is its own, so that it lies in the dataset as a file.
+        own = tokenizer.chat_template
+        tokenizer.chat_template = own if config.chat_template is None else read_template(config.chat_template)
     tokenizer.save(preparation.out)
     preparation.journal.record_tokenizer(tokenizer.sha256, tokenizer.trained_by)
 
@@ -56,13 +64,25 @@ def _refuse_endless(config: PrepareConfig, tokenizer: Tokenizer) -> None:
         )
 
 
+def _written(document: Document, template: str | None, special_tokens: tuple[str, ...]) -> str:
+    """The text, or a conversation as it will be encoded, so that what the template writes costs few tokens."""
+    if document.messages is None or template is None:
+        return document.text
+    try:
+        return text_without_specials(template, document.messages, special_tokens)
+    except ValueError as error:
+        raise ValueError(f"{document.id}: {error}") from error
+
+
 def _training_texts(preparation: Preparation) -> Iterator[str]:
     """Text of the training split in pieces; above `training_bytes`, pieces chosen by hash, evenly over the corpus."""
-    kept_below = int(min(1.0, preparation.config.training_bytes / preparation.plan.text_bytes) * 2**64)
+    config = preparation.config
+    template = None if config.chat_template is None else read_template(config.chat_template)
+    kept_below = int(min(1.0, config.training_bytes / preparation.plan.text_bytes) * 2**64)
     documents = tqdm(
         preparation.training_documents(), desc="training the tokenizer", unit=" texts", disable=None, leave=False
     )
     for digest, document in documents:
-        for number, piece in enumerate(pieces_of(document.text)):
+        for number, piece in enumerate(pieces_of(_written(document, template, config.special_tokens))):
             if hash64("tokenizer sample", digest, number) < kept_below:
                 yield piece

@@ -70,6 +70,21 @@ class PackedShards(Shards):
             if self._goes_on(starts, lengths):
                 row[-1:] = self._inside(int(starts[0]) + self.sequence_length, 1)
 
+    def untrained(self, offsets: np.ndarray, out: np.ndarray) -> None:
+        """Which targets do not count for the loss mask: (rows, T) bool, written to `out`.
+
+        Of padding and ends of documents `documents` tells.
+        """
+        out[:] = True
+        for row, number in zip(out, offsets.tolist(), strict=True):
+            starts, lengths = self.bins.pieces(number)
+            at = 0
+            for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+                row[at : at + length - 1] = ~self._trained_inside(start, length)[1:]
+                at += length
+            if self._goes_on(starts, lengths):
+                row[-1:] = ~self._trained_inside(int(starts[0]) + self.sequence_length, 1)
+
     def documents(self, offsets: np.ndarray, T: int, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Where pieces end, and the targets that do not count: of a document's last token, and padding."""
         borders, ignored = [], []
@@ -92,6 +107,11 @@ class PackedShards(Shards):
         k = bisect.bisect_right(self._starts, start) - 1
         begin = start - self._starts[k]
         return self.shards[k].tokens(begin, begin + n)
+
+    def _trained_inside(self, start: int, n: int) -> np.ndarray:
+        k = bisect.bisect_right(self._starts, start) - 1
+        begin = start - self._starts[k]
+        return self.shards[k].trained(begin, begin + n)
 
     def _goes_on(self, starts: np.ndarray, lengths: np.ndarray) -> bool:
         """Whether the document goes on in another bin. Only a piece that is a whole row can be one of several."""

@@ -192,11 +192,25 @@ class Preparation:
             tokenizer_sha256=self.tokenizer.sha256,
             manifest_sha256=self.plan.digest(),
         )
-        return Job(self.out, encoding, self.plan, self.split)
+        return Job(self.out, encoding, self.plan, self.split, self.chat)
+
+    @property
+    def chat(self) -> tuple[str, str] | None:
+        """For conversations: sha256 of the template, and what is trained. Raises ValueError where the file is another."""
+        if not self.config.holds_conversations:
+            return None
+        template = self.tokenizer.chat_template or ""
+        found, asked = hashlib.sha256(template.encode()).hexdigest(), self.settings["chat_template_sha256"]
+        if found != asked:
+            raise ValueError(
+                f"{self.out}/chat_template.jinja is not the template this preparation began with: start over with overwrite"
+            )
+        return found, self.config.train_on
 
     @cached_property
     def encoder(self) -> Encoder:
-        return Encoder(self.tokenizer, self.config.engine, self.plan.text_bytes)
+        train_on = self.config.train_on if self.config.holds_conversations else None
+        return Encoder(self.tokenizer, self.config.engine, self.plan.text_bytes, train_on)
 
     def encode_tasks(self, units: Sequence[int], shares: int = 1) -> list[Task]:
         """Of the given units those that are not encoded yet, by span. shares: into how many tasks at least, where it can be.

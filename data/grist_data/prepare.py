@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from grist_data.tokenizer import Tokenizer
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
 __all__ = ["PrepareConfig", "prepare", "tokenizer_facts"]
 
 
@@ -82,7 +84,7 @@ def clear(out: Path) -> None:
     refuse_foreign(out)
     (out / DATASET_FILE).unlink(missing_ok=True)
     clear_work(out)
-    for pattern in ("*.tok", f"*{PART_SUFFIX}", "tokenizer.json", "tokenizer_config.json", JOURNAL_FILE):
+    for pattern in ("*.tok", f"*{PART_SUFFIX}", *TOKENIZER_FILES, JOURNAL_FILE):
         for file in out.glob(pattern):
             file.unlink()
 

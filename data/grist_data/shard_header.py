@@ -60,6 +60,10 @@ class Header:
     root: int
 
     @property
+    def has_loss_mask(self) -> bool:
+        return self.sections["loss_mask"][1] > 0
+
+    @property
     def file_bytes(self) -> int:
         return padded(max(offset + size for offset, size in self.sections.values()))
 
@@ -70,6 +74,11 @@ class Header:
 def padded(size: int) -> int:
     """The next multiple of 4096."""
     return -(-size // HEADER_BYTES) * HEADER_BYTES
+
+
+def mask_bytes(n_tokens: int) -> int:
+    """Bytes of a loss mask: one bit a token."""
+    return -(-n_tokens // 8)
 
 
 def sum_of(data: bytes | memoryview) -> int:
@@ -85,7 +94,8 @@ def root_of(block_sums: dict[str, np.ndarray]) -> int:
 
 def pack(header: Header) -> bytes:
     encoding = header.encoding
-    flags = (encoding.eot_appended * _EOT_APPENDED) | (header.sections["doc_hash"][1] > 0) * _HAS_DOC_HASH
+    flags = (encoding.eot_appended * _EOT_APPENDED) | header.has_loss_mask * _HAS_LOSS_MASK
+    flags |= (header.sections["doc_hash"][1] > 0) * _HAS_DOC_HASH
     fields = _FIELDS.pack(
         MAGIC,
         MAJOR,
@@ -131,8 +141,6 @@ def unpack(page: bytes, path: Path) -> Header:
         raise ValueError(
             f"{path}: a header of {header_bytes} bytes with {token_bytes}-byte tokens is not of this format"
         )
-    if flags & _HAS_LOSS_MASK:
-        raise ValueError(f"{path} has a loss mask, which this version of gristmill cannot honour")
     encoding = Encoding(
         token_bytes=token_bytes,
         vocab_size=vocab_size,
@@ -146,6 +154,8 @@ def unpack(page: bytes, path: Path) -> Header:
     sections: dict[str, tuple[int, int]] = dict(zip(SECTIONS, spans, strict=True))
     header = Header(n_tokens, n_docs, encoding, sections, *fields[26:29])
     _check_sections(header, path)
+    if bool(flags & _HAS_LOSS_MASK) != header.has_loss_mask:
+        raise ValueError(f"{path}: the flags and the section loss_mask disagree about whether there is a loss mask")
     return header
 
 
@@ -159,6 +169,10 @@ def _check_sections(header: Header, path: Path) -> None:
     for name, size in expected.items():
         if header.sections[name][1] != size:
             raise ValueError(f"{path}: section {name} has {header.sections[name][1]} bytes, but the counts say {size}")
+    if header.sections["loss_mask"][1] not in (0, mask_bytes(header.n_tokens)):
+        raise ValueError(
+            f"{path}: section loss_mask has {header.sections['loss_mask'][1]} bytes for {header.n_tokens} tokens"
+        )
     if header.sections["doc_hash"][1] not in (0, header.n_docs * DOC_HASH_BYTES):
         raise ValueError(
             f"{path}: section doc_hash has {header.sections['doc_hash'][1]} bytes for {header.n_docs} texts"

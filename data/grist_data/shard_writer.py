@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,12 +51,14 @@ def write_shard(
     metadata: dict[str, Any],
     shard: int = 0,
     n_shards: int = 1,
+    loss_mask: Iterable[np.ndarray] | None = None,
 ) -> Header:
     """Write a shard and return its header; equal content gives equal bytes.
 
     tokens: ids of the documents one after the other, in pieces of any length and integer type.
     doc_ends: (documents,) exclusive end of each in tokens. doc_hashes: 16 bytes a document.
-    metadata: small JSON object. Raises ValueError for ids outside the vocabulary or ends that do not fit the tokens.
+    metadata: small JSON object. loss_mask: bool, of each token whether it counts as a target, in pieces of any length; None for
+    no mask. Raises ValueError for ids outside the vocabulary, and ends or a mask that do not fit the tokens.
     """
     n_docs = len(doc_ends)
     if len(doc_hashes) != n_docs * DOC_HASH_BYTES:
@@ -68,13 +70,14 @@ def write_shard(
         n_tokens = sum(writer.add(_checked(piece, encoding)) for piece in tokens) // encoding.token_bytes
         writer.end("tokens")
         _check_ends(doc_ends, n_tokens)
-        for name, data in (
-            ("doc_ends", doc_ends.astype("<u8").tobytes()),
-            ("doc_hash", doc_hashes),
-            ("loss_mask", b""),
-            ("json", json.dumps(metadata, sort_keys=True).encode()),
+        for name, pieces in (
+            ("doc_ends", [doc_ends.astype("<u8").tobytes()]),
+            ("doc_hash", [doc_hashes]),
+            ("loss_mask", () if loss_mask is None else _packed(loss_mask, n_tokens)),
+            ("json", [json.dumps(metadata, sort_keys=True).encode()]),
         ):
-            writer.add(data)
+            for data in pieces:
+                writer.add(data)
             writer.end(name)
         writer.add(b"".join(writer.sums[name].tobytes() for name in SUMMED_SECTIONS))
         writer.end("block_sums")
@@ -128,6 +131,20 @@ def _checked(piece: np.ndarray, encoding: Encoding) -> bytes:
     if len(piece) and int(piece.max()) >= encoding.vocab_size:
         raise ValueError(f"token id {int(piece.max())} is outside the vocabulary of {encoding.vocab_size} ids")
     return piece.astype(encoding.dtype).tobytes()
+
+
+def _packed(pieces: Iterable[np.ndarray], n_tokens: int) -> Iterator[bytes]:
+    """A bit a token: bit k % 8, counted from the lowest, of byte k // 8 is that of token k."""
+    rest, n = np.zeros(0, bool), 0
+    for piece in pieces:
+        n += len(piece)
+        rest = np.concatenate([rest, piece])
+        whole = len(rest) // 8 * 8
+        yield np.packbits(rest[:whole], bitorder="little").tobytes()
+        rest = rest[whole:]
+    yield np.packbits(rest, bitorder="little").tobytes()
+    if n != n_tokens:
+        raise ValueError(f"expected a loss mask of {n_tokens} tokens, but got {n}")
 
 
 def _check_ends(doc_ends: np.ndarray, n_tokens: int) -> None:

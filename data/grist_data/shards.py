@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from grist_data.manifest import read_manifest
+from grist_data.manifest import TRAINED, read_manifest
 from grist_data.order import Windows
 from grist_data.shard_header import (
     BLOCK_BYTES,
@@ -74,6 +74,21 @@ class ShardFile:
             width = self.header.encoding.token_bytes
             self._check_blocks("tokens", start * width, stop * width)
         return self._tokens[start:stop]
+
+    def trained(self, start: int, stop: int) -> np.ndarray:
+        """Which of the tokens [start, stop) count as targets: (stop - start,) bool. All of them where there is no loss mask."""
+        if not self.header.has_loss_mask:
+            return np.ones(stop - start, bool)
+        first, last = start // 8, -(-stop // 8)
+        if self._lazy:
+            self._check_blocks("loss_mask", first, last)
+        bits = np.unpackbits(self._loss_mask[first:last], bitorder="little")
+        return bits[start - 8 * first : stop - 8 * first].view(bool)
+
+    @cached_property
+    def _loss_mask(self) -> np.ndarray:
+        offset, size = self.header.sections["loss_mask"]
+        return np.frombuffer(self._map, np.uint8, size, offset)
 
     @cached_property
     def doc_ends(self) -> np.ndarray:
@@ -172,6 +187,7 @@ class Shards:
     """A split of a dataset: its shards, read as one row of tokens numbered from 0. Open with `Shards.open`.
 
     n_tokens, n_docs: counts, end-of-text tokens included. n_bytes: UTF-8 bytes of the texts, without them.
+    has_loss_mask: whether some tokens do not count as targets. n_trained_tokens: those that do.
     dataset_id, tokenizer_sha256: hex digests. vocab_size: rows a model needs. eot_id: id after each document, or None.
     shards: the files. directory, split: what was opened.
     Pickled, it is the names: another process opens the files again. One that was forked off shares the mapped files.
@@ -195,6 +211,8 @@ class Shards:
         self.tokenizer_sha256: str = manifest["tokenizer"]["sha256"]
         self.vocab_size: int = manifest["tokenizer"]["vocab_size"]
         self.eot_id: int | None = manifest["tokenizer"]["eot_id"]
+        self.has_loss_mask = TRAINED in facts
+        self.n_trained_tokens: int = facts.get(TRAINED, self.n_tokens)
         self._starts = [0, *np.cumsum([shard.header.n_tokens for shard in shards]).tolist()]
         self.reads_whole = sum(shard.header.file_bytes for shard in shards) < _READ_WHOLE_BELOW_BYTES
         if self.reads_whole:
@@ -254,6 +272,11 @@ class Shards:
         parts = [self.shards[k].tokens(start, stop) for k, start, stop in self._spans(offset, n)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts or [np.zeros(0, self.dtype)])
 
+    def trained(self, offset: int, n: int) -> np.ndarray:
+        """Which of the tokens [offset, offset + n) count as targets: (n,) bool."""
+        parts = [self.shards[k].trained(start, stop) for k, start, stop in self._spans(offset, n)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts or [np.zeros(0, bool)])
+
     def document_ends(self, offset: int, n: int) -> np.ndarray:
         """Where documents end inside the window [offset, offset + n): int64, relative to offset, in 1 to n - 1."""
         found = []
@@ -271,6 +294,17 @@ class Shards:
             k = bisect.bisect_right(self._starts, offset) - 1
             start = offset - self._starts[k]
             out[row] = self.shards[k].tokens(start, start + n)
+
+    def untrained(self, offsets: np.ndarray, out: np.ndarray) -> None:
+        """Which targets of the windows at `offsets` do not count for the loss mask: (rows, T) bool, written to `out`.
+
+        The targets of a window are its tokens after the first.
+        """
+        n = out.shape[1]
+        for row, offset in enumerate(offsets.tolist()):
+            k = bisect.bisect_right(self._starts, offset) - 1
+            start = offset + 1 - self._starts[k]
+            np.logical_not(self.shards[k].trained(start, start + n), out=out[row])
 
     def documents(self, offsets: np.ndarray, T: int, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Where documents end in the windows of T + 1 tokens at `offsets`, and the targets that belong to the next document.
@@ -337,6 +371,8 @@ def _check_belongs(shard: ShardFile, facts: dict[str, Any], tokenizer_sha256: st
         raise ValueError(
             f"{shard.path} was made with another tokenizer than its dataset: {own}, expected {tokenizer_sha256}"
         )
+    if shard.header.has_loss_mask != (TRAINED in facts):
+        raise ValueError(f"{shard.path} and dataset.json disagree about whether there is a loss mask")
     if f"{shard.header.root:016x}" != facts["root"] or shard.header.n_tokens != facts["tokens"]:
         raise ValueError(
             f"{shard.path} is not the shard that dataset.json lists: root {shard.header.root:016x}, expected"

@@ -69,7 +69,7 @@ class Supply:
         n_valid = targets.size
         if ignored is not None:
             targets.reshape(-1)[ignored] = IGNORE
-            n_valid -= len(ignored)
+            n_valid -= _count(ignored)
         ids_BT, targets_BT = torch.from_numpy(ids), torch.from_numpy(targets)
         if self._device.type != "cpu":  # `to` costs a microsecond even where it does nothing
             ids_BT, targets_BT = ids_BT.to(self._device), targets_BT.to(self._device)
@@ -81,12 +81,19 @@ class Supply:
         borders, ignored = self._borders_and_ignored(step, begin, end)
         n_valid = targets_BT.numel()
         if ignored is not None:
-            targets_BT.view(-1).index_fill_(0, torch.from_numpy(ignored).to(rows.device), IGNORE)
-            n_valid -= len(ignored)
+            on_device = torch.from_numpy(ignored).to(rows.device)
+            if ignored.dtype == bool:
+                targets_BT.view(-1).masked_fill_(on_device, IGNORE)
+            else:
+                targets_BT.view(-1).index_fill_(0, on_device, IGNORE)
+            n_valid -= _count(ignored)
         return batch_of(ids_BT, targets_BT, borders, n_valid)
 
     def _borders_and_ignored(self, step: Step, begin: int, end: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Flat numbers: where documents end, None when not asked for; targets that do not count, each once, None for none."""
+        """Where documents end, flat numbers, None when not asked for; and the targets that do not count.
+
+        These are flat numbers, each once; under a loss mask, where they are many, a flat array of bool; None for none.
+        """
         T = step.setting.sequence_length
         borders, parts = None, []
         if self._order.masked:
@@ -97,5 +104,16 @@ class Supply:
             borders, last = self._rows.documents(step.offsets[begin:end], T, range(end - begin))
             if self._ignore_next_document:
                 parts.append(last)
+        if self._rows.has_loss_mask:
+            untrained_BT = np.empty((end - begin, T), bool)
+            self._rows.untrained(step.offsets[begin:end], untrained_BT)
+            ignored = untrained_BT.reshape(-1)
+            for part in parts:
+                ignored[part] = True
+            return borders if self._documents else None, ignored
         ignored = parts[0] if len(parts) == 1 else np.unique(np.concatenate(parts)) if parts else None
         return borders if self._documents else None, ignored
+
+
+def _count(ignored: np.ndarray) -> int:
+    return int(np.count_nonzero(ignored)) if ignored.dtype == bool else len(ignored)

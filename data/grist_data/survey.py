@@ -35,7 +35,8 @@ class Judge(Protocol):
 class Survey:
     """The documents of a span, a row each, in order.
 
-    hashes: (n, 16) uint8, xxh3_128 of the UTF-8 text. split_hashes: (n,) uint64. text_bytes: (n,) uint64, UTF-8.
+    hashes: (n, 16) uint8, xxh3_128 of the UTF-8 text. split_hashes: (n,) uint64. text_bytes: (n,) uint64, UTF-8; of a
+    conversation, what people wrote.
     reasons: (n,) uint8, a place in `names`, KEPT for what stays. replaced: (n,) uint64, characters that the source could not
     read and replaced. signatures: (kept, width) uint32, of what stays here; width 0 where nobody asks for near-duplicates.
     """
@@ -74,14 +75,15 @@ def survey_documents(documents: Iterable[Document], seed: int, judge: Judge | No
         digest = xxhash.xxh3_128_digest(data)
         hashes.frombytes(digest)
         split_hashes.append(split_hash_of(digest))
-        text_bytes.append(len(data))
+        prose = document.prose
+        text_bytes.append(len(data) if document.messages is None else len(prose.encode()))
         replaced.append(document.replaced)
         if not data or document.text.isspace():
             reasons.append(EMPTY)
         else:
-            reason = None if judge is None else judge.reason(document.text)
+            reason = None if judge is None else judge.reason(prose)
             reasons.append(KEPT if reason is None else codes.setdefault(reason, len(codes)))
-            if judge is not None and reason is None and (signature := judge.signature(document.text)) is not None:
+            if judge is not None and reason is None and (signature := judge.signature(prose)) is not None:
                 signatures.append(signature)
     return Survey(
         np.asarray(hashes).reshape(-1, HASH_BYTES),

@@ -22,6 +22,7 @@ from grist_data.patterns import KNOWN
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
 END_OF_TEXT = "<|endoftext|>"
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 
@@ -54,10 +55,15 @@ class Tokenizer:
     vocab_size: largest id + 1, the number of rows a model needs (o200k has unused ids in between).
     sha256: hex digest of `json_bytes`, the canonical tokenizer.json, which is also the file that `save` writes.
     definition: tokenizer.json as Python values. trained_by: package and version, where it was trained just now.
+    chat_template: Jinja that conversations are written by (chat_template.py), or None; it may be set.
     """
 
     def __init__(
-        self, definition: dict[str, Any], config: dict[str, Any] | None = None, trained_by: str | None = None
+        self,
+        definition: dict[str, Any],
+        config: dict[str, Any] | None = None,
+        trained_by: str | None = None,
+        chat_template: str | None = None,
     ) -> None:
         # Files saved by other programs may carry a truncation that would silently shorten every document.
         definition = {**definition, "truncation": None, "padding": None}
@@ -71,6 +77,7 @@ class Tokenizer:
         added = self._engine.get_added_tokens_decoder()
         self.special_tokens = {token.content: id_ for id_, token in sorted(added.items()) if token.special}
         self.config = config or {}
+        self._chat_template = chat_template
         self.eot_token = END_OF_TEXT if END_OF_TEXT in self.special_tokens else self._configured("eos_token")
         self.eot_id = None if self.eot_token is None else self.special_tokens[self.eot_token]
         bos_token = self._configured("bos_token")
@@ -91,13 +98,18 @@ class Tokenizer:
             raise ValueError(f"{file} is not a tokenizer.json: it has no 'model' section")
         config_file = file.with_name(CONFIG_FILE)
         config = read_json(config_file) if config_file.is_file() else None
+        template_file = file.with_name(TEMPLATE_FILE)
+        template = template_file.read_text(encoding="utf-8") if template_file.is_file() else None
         try:
-            return cls(definition, config)
+            return cls(definition, config, chat_template=template)
         except Exception as error:  # the tokenizers library raises bare Exception for a malformed definition
             raise ValueError(f"{file} is not a usable tokenizer: {error}") from error
 
     def save(self, directory: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which `transformers.AutoTokenizer` reads."""
+        """Write tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja.
+
+        `transformers.AutoTokenizer` reads them all. Several templates by name stay in tokenizer_config.json.
+        """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         # transformers 5 calls the class TokenizersBackend, which transformers 4 does not know; both know this name.
@@ -106,8 +118,20 @@ class Tokenizer:
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
         if self.eot_token is not None:
             config = {"eos_token": self.eot_token, "pad_token": self.eot_token, **config}
+        if self._chat_template is not None:
+            config.pop("chat_template", None)  # another, perhaps, and the file is what counts
         write_atomically(directory / TOKENIZER_FILE, self.json_bytes)
         write_atomically(directory / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
+        if self.chat_template is not None and not isinstance(config.get("chat_template"), list):
+            write_atomically(directory / TEMPLATE_FILE, self.chat_template.encode())
+
+    @property
+    def chat_template(self) -> str | None:
+        return _configured_template(self.config) if self._chat_template is None else self._chat_template
+
+    @chat_template.setter
+    def chat_template(self, template: str | None) -> None:
+        self._chat_template = template
 
     @property
     def vocab_size(self) -> int:
@@ -196,6 +220,21 @@ class Tokenizer:
                 f"{CONFIG_FILE} names {name!r} as {key}, but the special tokens are {[*self.special_tokens]}"
             )
         return name
+
+
+def stored_template(directory: Path) -> str | None:
+    """The chat template beside a tokenizer.json: chat_template.jinja before tokenizer_config.json, or None."""
+    if (file := directory / TEMPLATE_FILE).is_file():
+        return file.read_text(encoding="utf-8")
+    config = directory / CONFIG_FILE
+    return _configured_template(read_json(config)) if config.is_file() else None
+
+
+def _configured_template(config: dict[str, Any]) -> str | None:
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = next((each["template"] for each in template if each.get("name") == "default"), None)
+    return template
 
 
 def _steps(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:

@@ -88,9 +88,15 @@ def finish(preparation: Preparation, workers: Workers, units: Sequence[int], dir
     return splits
 
 
+def chat_facts(template_sha256: str, train_on: str) -> dict[str, str]:
+    """For dataset.json: how conversations became tokens."""
+    return {"chat_template_sha256": template_sha256, "train_on": train_on}
+
+
 def _facts(preparation: Preparation, units: Sequence[int]) -> dict[str, Any]:
     config, plan, split = preparation.config, preparation.plan, preparation.split
     licence = {} if config.licence is None else {"licence": config.licence}
+    chat = {} if preparation.chat is None else {"conversations": chat_facts(*preparation.chat)}
     partial = {} if len(units) == len(plan.units) else {"units": {"in_here": len(units), "of": len(plan.units)}}
     return {
         "source": {
@@ -106,6 +112,7 @@ def _facts(preparation: Preparation, units: Sequence[int]) -> dict[str, Any]:
             "manifest_sha256": preparation.job.encoding.manifest_sha256,
         },
         "encoding": encoding_facts(read_part_facts(number, preparation.job) for number in units),
+        **chat,
         "held_out": {"below": f"{split.threshold:016x}", "adjusted": split.adjusted},
         "settings": preparation.settings,
     }

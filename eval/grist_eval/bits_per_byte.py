@@ -46,6 +46,9 @@ def bits_per_byte(
     `max_tokens` it is the bytes that the scored tokens themselves spell, by the tokenizer. Only where a tokenizer is
     not byte-level, so that its tokens spell no bytes of their own, is it the split's average times the scored tokens.
 
+    Of a split with a loss mask (`shards.has_loss_mask`, conversations say) the trained tokens are scored, and the figure of
+    merit is the loss per trained token: there is no text that is theirs alone, and so no bits per byte.
+
     All ranks must call this together when `world_size` > 1: the sums are all-reduced, and every rank returns the same
     numbers. A model under FSDP2 must have `hidden` registered as a forward method
     (`torch.distributed.fsdp.register_fsdp_forward_method(model, "hidden")`), so that its parameters are gathered.
@@ -61,11 +64,12 @@ def bits_per_byte(
         progress: draw a bar on stderr (on rank 0).
 
     Returns:
-        `bits_per_byte`; `perplexity` per token; `loss` in nats per token; `tokens` scored; `bytes` of their text.
+        `bits_per_byte`; `perplexity` per token; `loss` in nats per token; `tokens` scored; `bytes` of their text. Of a split
+        with a loss mask `loss`, `perplexity` and `tokens`.
 
     Raises:
-        ValueError: the split holds fewer than two tokens, `max_tokens` is below 1, or the dataset's ids do not fit the
-            model's vocabulary.
+        ValueError: the split holds fewer than two tokens, `max_tokens` is below 1 or leaves no trained token, or the
+            dataset's ids do not fit the model's vocabulary.
     """
     import torch
     import torch.distributed as dist
@@ -108,6 +112,12 @@ def bits_per_byte(
         dist.all_reduce(count_V)
 
     tokens = int(count_V.sum())
+    if not tokens:
+        raise ValueError(
+            f"of the {shards.split} split of {shards.directory} no scored token is trained: score more of it"
+        )
+    if shards.has_loss_mask:
+        return _report(float(nll_sum), tokens, None)
     n_bytes = shards.n_bytes
     if partial:
         spelled = spelled_bytes(count_V, tokenizer or _dataset_tokenizer(shards))
@@ -116,10 +126,12 @@ def bits_per_byte(
 
 
 def together(results: list[dict[str, float | int]]) -> dict[str, float | int]:
-    """The report on several splits as if they were one, from the reports on each."""
+    """The report on several splits as if they were one, from the reports on each; bits per byte where all have them."""
     nll_nats = sum(result["loss"] * result["tokens"] for result in results)
-    tokens, n_bytes = (int(sum(result[key] for result in results)) for key in ("tokens", "bytes"))
-    return _report(nll_nats, tokens, n_bytes)
+    n_bytes = None
+    if all("bytes" in result for result in results):
+        n_bytes = int(sum(result["bytes"] for result in results))
+    return _report(nll_nats, int(sum(result["tokens"] for result in results)), n_bytes)
 
 
 def score(model, batch: Batch, weight_VD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -155,19 +167,16 @@ def spelled_bytes(count_V: torch.Tensor, tokenizer: Tokenizer) -> int | None:
         return None
 
 
-def _report(nll_nats: float, tokens: int, n_bytes: int) -> dict[str, float | int]:
+def _report(nll_nats: float, tokens: int, n_bytes: int | None) -> dict[str, float | int]:
     loss = nll_nats / tokens
     try:
         perplexity = math.exp(loss)
     except OverflowError:  # a diverged model: above 709 nats a token
         perplexity = math.inf
-    return {
-        "bits_per_byte": nll_nats / math.log(2) / n_bytes,
-        "perplexity": perplexity,
-        "loss": loss,
-        "tokens": tokens,
-        "bytes": n_bytes,
-    }
+    report = {"perplexity": perplexity, "loss": loss, "tokens": tokens}
+    if n_bytes is None:
+        return report
+    return {"bits_per_byte": nll_nats / math.log(2) / n_bytes, **report, "bytes": n_bytes}
 
 
 def _check(model, shards: Shards, max_tokens: int | None) -> None:

@@ -41,21 +41,49 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, room: int) -> list[int]:
     return [tokenizer.eot_id]
 
 
+def chat_ids(tokenizer: Tokenizer, prompt: str, room: int) -> list[int]:
+    """Ids of a conversation by the tokenizer's chat template, up to where the answer to `prompt`, a user's message, begins.
+
+    Raises:
+        ValueError: the tokenizer has no chat template, or they are more than `room`: cut, a conversation is none.
+    """
+    from grist_data.chat_template import conversation_ids
+
+    if tokenizer.chat_template is None:
+        raise ValueError("the tokenizer has no chat template to put a message into")
+    ids = conversation_ids(tokenizer, tokenizer.chat_template, [{"role": "user", "content": prompt}])
+    if len(ids) > room:
+        raise ValueError(f"the message {prompt!r} is {len(ids)} tokens with its template, but there is room for {room}")
+    return ids
+
+
 def complete(
-    model, tokenizer: Tokenizer, prompts: Sequence[str], sampling: Sampling, *, max_new_tokens: int, seed: int | None
+    model,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    *,
+    max_new_tokens: int,
+    seed: int | None,
+    chat: bool = False,
 ) -> list[str]:
     """What the model writes after each prompt, up to an end-of-text token or `max_new_tokens` tokens; one batch.
 
-    A prompt too long for the context keeps its end.
+    A prompt too long for the context keeps its end. With `chat`, what it answers to each prompt as a user's message, up to the
+    end of its turn.
 
     Raises:
-        ValueError: `max_new_tokens` is below 1 or leaves no room for a prompt in the model's context.
+        ValueError: `max_new_tokens` is below 1 or leaves no room for a prompt in the model's context; what `chat_ids` raises.
     """
+    from grist_data.chat_template import stop_ids as ends_of_turn
     from grist_model import generate
 
     room = room_for_prompt(model, max_new_tokens)
-    ids = [prompt_ids(tokenizer, prompt, room) for prompt in prompts]
-    stop_ids = () if tokenizer.eot_id is None else (tokenizer.eot_id,)
+    ids = [(chat_ids if chat else prompt_ids)(tokenizer, prompt, room) for prompt in prompts]
+    if chat:
+        stop_ids = tuple(sorted(ends_of_turn(tokenizer)))
+    else:
+        stop_ids = () if tokenizer.eot_id is None else (tokenizer.eot_id,)
     new_ids = generate(model, ids, max_new_tokens=max_new_tokens, stop_ids=stop_ids, seed=seed, **asdict(sampling))
     rows = cast("list[list[int]]", new_ids)  # a batch of prompts gives a batch of rows
     return [tokenizer.decode(new[:-1] if new[-1] in stop_ids else new) for new in rows]

@@ -26,9 +26,12 @@ SETTINGS: tuple[Sampling, ...] = (
 
 
 class Sample(NamedTuple):
+    """text: what follows the prompt; with `chat`, the answer to it."""
+
     prompt: str
     sampling: Sampling
     text: str
+    chat: bool = False
 
 
 def draw_samples(
@@ -41,24 +44,27 @@ def draw_samples(
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = False,
+    chat: bool = False,
 ) -> list[Sample]:
     """One completion a prompt and setting, in that order. The same seed gives the same samples on the same device.
 
+    With `chat` the prompts are a user's messages, put into the tokenizer's chat template, and the samples are answers.
     `device` moves the model before it writes; without it the model writes where its weights are.
 
     Raises:
-        ValueError: there are no prompts, or `max_new_tokens` leaves no room for them in the context.
+        ValueError: there are no prompts, or `max_new_tokens` leaves no room for them in the context; with `chat`, the
+            tokenizer has no template.
     """
     if not prompts:
         raise ValueError("no prompts to sample from: pass at least one, '' starts from nothing")
     if device is not None:
         model.to(device)
     texts = [
-        complete(model, tokenizer, prompts, sampling, max_new_tokens=max_new_tokens, seed=seed)
+        complete(model, tokenizer, prompts, sampling, max_new_tokens=max_new_tokens, seed=seed, chat=chat)
         for sampling in tqdm(settings, desc="samples", unit="setting", leave=False, disable=None if progress else True)
     ]
     return [
-        Sample(prompt, sampling, of_setting[i])
+        Sample(prompt, sampling, of_setting[i], chat)
         for i, prompt in enumerate(prompts)
         for sampling, of_setting in zip(settings, texts, strict=True)
     ]
@@ -72,7 +78,7 @@ def format_samples(samples: Sequence[Sample], header: Mapping[str, object] | Non
         if sample.prompt != prompt:
             prompt = sample.prompt
             lines += ["", "=" * 80, f"prompt: {prompt!r}"]
-        lines += ["", f"--- {describe(sample.sampling)}", sample.prompt + sample.text]
+        lines += ["", f"--- {describe(sample.sampling)}", sample.text if sample.chat else sample.prompt + sample.text]
     return "\n".join(lines).lstrip("\n") + "\n"
 
 

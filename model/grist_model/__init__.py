@@ -16,8 +16,10 @@ from grist_model.config import ModelConfig, RopeScaling, YarnConfig
 from grist_model.generate import generate, stream
 
 if TYPE_CHECKING:
+    from grist_model.adapters import load_adapter, save_adapter
     from grist_model.checkpoint import config_of, load, load_into, save
     from grist_model.initialization import initialize
+    from grist_model.lora import merge
     from grist_model.moe import RouterStats
     from grist_model.transformer import Transformer, build
 
@@ -28,8 +30,11 @@ _LAZY = {
     "initialize": "grist_model.initialization",
     "config_of": "grist_model.checkpoint",
     "load": "grist_model.checkpoint",
+    "load_adapter": "grist_model.adapters",
     "load_into": "grist_model.checkpoint",
+    "merge": "grist_model.lora",
     "save": "grist_model.checkpoint",
+    "save_adapter": "grist_model.adapters",
 }
 
 
@@ -54,7 +59,10 @@ __all__ = [
     "generate_many",
     "initialize",
     "load",
+    "load_adapter",
     "load_into",
+    "merge",
     "save",
+    "save_adapter",
     "stream",
 ]

@@ -1,6 +1,6 @@
-"""Grouped-query attention and its key/value cache.
+"""Grouped-query attention.
 
-B batch, T time, S cache slots, D model width, N query heads, K key/value heads, H head width.
+B batch, T time, D model width, N query heads, K key/value heads, H head width.
 """
 
 from __future__ import annotations
@@ -11,103 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import grist_kernels
+from grist_model import few_rows
+from grist_model.cache import KVCache
 from grist_model.config import ModelConfig
 from grist_model.layers import Linear, RMSNorm
 
-
-class KVCache:
-    """Keys and values of the tokens so far: one (B, S, K, H) buffer of each per layer, filled from slot 0.
-
-    A call of the model is begin, write in every layer, commit. The buffers take type and device from the first keys
-    written. There is one per layer: a single stacked tensor makes compilers copy the stack at every layer.
-    """
-
-    def __init__(self, config: ModelConfig, batch: int, slots: int, device: torch.device | str | None = None):
-        self.slots = slots
-        self.used = 0  # by the longest sequence; kept here so that nobody has to ask the device
-        self.lengths_B = torch.zeros(batch, dtype=torch.int64, device=device)  # tokens of each sequence
-        self.row_B1 = torch.arange(batch, device=device)[:, None]
-        self._buffers: list[tuple[Tensor, Tensor] | None] = [None] * config.layers
-        self._new_tokens = 0
-        self._positions_BT = self._lengths_with_new_B = self.lengths_B
-        self._equal_lengths = True
-
-    def begin(self, new_tokens: int) -> Tensor:
-        """-> (B, T): where the next new_tokens tokens of each sequence stand. Raises ValueError if there is no room."""
-        if self.used + new_tokens > self.slots:
-            raise ValueError(
-                f"the key/value cache has {self.slots} slots, {self.used} of them used: no room for {new_tokens} more"
-            )
-        self._new_tokens = new_tokens
-        self._positions_BT = self.lengths_B[:, None] + torch.arange(new_tokens, device=self.lengths_B.device)
-        self._lengths_with_new_B = self.lengths_B + new_tokens
-        return self._positions_BT
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: Tensor | None) -> Tensor:
-        """Store the new tokens' k and v (B, T, K, H), then attend from q (B, T, N, H) to everything stored."""
-        k_BSKH, v_BSKH = self._write(layer, k, v)
-        if self.used == 0:  # a prompt sees only itself
-            return _causal_attention(q, k, v, window, sinks)
-        return grist_kernels.decode_attention(q, k_BSKH, v_BSKH, self._lengths_with_new_B, window=window, sinks=sinks)
-
-    def commit(self, lengths_B: Tensor | None = None) -> None:
-        """Count the new tokens; lengths_B, after prompts padded on the right, tells how many of each were real."""
-        self.used += self._new_tokens
-        self.lengths_B = self._lengths_with_new_B if lengths_B is None else lengths_B.to(self.lengths_B)
-        self._equal_lengths = self._equal_lengths and lengths_B is None
-
-    def truncate(self, length: int) -> None:
-        """Forget what stands at position `length` and after it in every sequence, such as tokens tried and rejected."""
-        if length < 0:
-            raise ValueError(f"a cache can be truncated to a length of 0 or more, but not to {length}")
-        self.used = min(self.used, length)
-        self.lengths_B = self.lengths_B.clamp(max=length)
-
-    def replace(self, rows: list[int], other: KVCache) -> None:
-        """The sequences of `rows` become those of another cache, of len(rows) sequences; this one may still be empty.
-
-        Raises ValueError if they do not fit.
-        """
-        if len(rows) != len(other.lengths_B) or other.used > self.slots:
-            raise ValueError(
-                f"{len(rows)} rows of a cache of {self.slots} slots cannot become the {len(other.lengths_B)} sequences, "
-                f"of up to {other.used} tokens, of another"
-            )
-        row_R = torch.tensor(rows, device=self.lengths_B.device)
-        for layer, given in enumerate(other._buffers):
-            if given is None:
-                raise ValueError(f"the other cache has no keys of layer {layer} yet: run the model on it first")
-            for own, new in zip(self._layer_buffers(layer, *given), given, strict=True):
-                own[row_R, : other.used] = new[:, : other.used]
-        self.lengths_B = self.lengths_B.index_copy(0, row_R, other.lengths_B)
-        self.used = max(self.used, other.used)
-        self._equal_lengths = False
-
-    def keep(self, rows: list[int]) -> None:
-        """Forget every sequence but those of `rows`, which become the batch, in this order."""
-        row_R = torch.tensor(rows, device=self.lengths_B.device)
-        self.lengths_B = self.lengths_B[row_R]
-        self.row_B1 = self.row_B1[: len(rows)]
-        self._buffers = [None if pair is None else (pair[0][row_R], pair[1][row_R]) for pair in self._buffers]
-
-    def _write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """-> the layer's buffers, up to the last slot in use."""
-        buffers = self._layer_buffers(layer, k, v)
-        end = self.used + self._new_tokens
-        for buffer, new in zip(buffers, (k, v), strict=True):
-            if self._equal_lengths:
-                buffer[:, self.used : end] = new.detach()
-            else:
-                buffer[self.row_B1, self._positions_BT] = new.detach()
-        return buffers[0][:, :end], buffers[1][:, :end]
-
-    def _layer_buffers(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer's buffers, made on first use with the head count, head width, type and device of k and v."""
-        buffers = self._buffers[layer]
-        if buffers is None:
-            shape = (self.row_B1.shape[0], self.slots, *k.shape[2:])
-            buffers = self._buffers[layer] = (k.new_empty(shape), v.new_empty(shape))
-        return buffers
+__all__ = ["Attention", "KVCache"]
 
 
 class Attention(nn.Module):
@@ -149,7 +58,10 @@ class Attention(nn.Module):
         k_BTKH = self._heads(self.k(x_BTD), self.k_norm)
         v_BTKH = self._heads(self.v(x_BTD), None)
         if cos is not None and sin is not None:
-            q_BTNH, k_BTKH = grist_kernels.rope(q_BTNH, k_BTKH, cos, sin)
+            if cache is not None and few_rows.fits(x_BTD):
+                q_BTNH, k_BTKH = few_rows.rope(q_BTNH, k_BTKH, *cache.whole_heads(cos, sin))
+            else:
+                q_BTNH, k_BTKH = grist_kernels.rope(q_BTNH, k_BTKH, cos, sin)
         if cache is not None:
             out_BTNH = cache.attend(self.layer, q_BTNH, k_BTKH, v_BTKH, self.window, self.sinks)
         elif cu_seqlens is None:

@@ -42,7 +42,8 @@ def generate_many(
 
     The ids are those of `generate` for all prompts in one batch, and the options are its, but at most max_batch rows are in
     memory, and none is computed on after its end. Prompts begin in the order given: long ones first leave less
-    waiting at the end. The cache has max_batch rows of the longest prompt and max_new_tokens. Arguments are checked at once.
+    waiting at the end. The cache has max_batch rows of the longest prompt and max_new_tokens (layers with a window: of
+    twice the window). Arguments are checked at once.
 
     Raises ValueError as `generate` does, for a single prompt, for max_batch below 1, and for "dynamic" rotary scaling, whose
     angles depend on the longest row of a batch.
@@ -104,7 +105,7 @@ class _Batch:
         self.waiting = deque(range(len(prompts)))
         self.rows: list[_Row | None] = [None] * min(most, len(prompts))
         slots = max(map(len, prompts)) + rules.max_new_tokens
-        self.cache = KVCache(model.config, len(self.rows), slots, self.device)
+        self.cache = KVCache(model.config, len(self.rows), slots, self.device, rollback=0)
         self.seen_BV = seen_ids([[]] * len(self.rows), sampling, model.config.vocab_size, self.device)
 
     def join(self) -> tuple[list[int], list[int]]:
@@ -149,7 +150,7 @@ class _Batch:
         """The cache counts slots by the longest row that it has held: by the longest that it holds, from here on."""
         running = [row for row in self.rows if row is not None]
         # The newest id is in the cache only after the next step, and a row that has just joined has none.
-        self.cache.truncate(max(len(self.prompts[row.index]) + max(0, len(row.ids) - 1) for row in running))
+        self.cache.recount(max(len(self.prompts[row.index]) + max(0, len(row.ids) - 1) for row in running))
 
     def _row(self, at: int) -> _Row:
         row = self.rows[at]

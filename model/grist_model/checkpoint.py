@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import reduce
 from pathlib import Path
 from types import ModuleType
@@ -22,21 +20,16 @@ from grist_model.families.decoder import ROUTER_TRAINING
 from grist_model.families.layout import Layout
 from grist_model.hub import local_directory
 from grist_model.local_part import local_part
+from grist_model.replacing import replacing
 from grist_model.transformer import Transformer, build, plain_name
-from grist_model.weight_files import (
-    check_coverage,
-    open_weights,
-    read_json,
-    read_region,
-    read_tensor,
-    target_type,
-    with_progress,
-    write_weights,
-)
+from grist_model.weight_files import check_coverage, read_json, target_type, with_progress, write_weights
+from grist_model.weight_reading import fill, open_weights
 
 _log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 5_000_000_000
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_SAMPLED = {"temperature", "top_k", "top_p", "min_p"}
 
 
 class Tokenizer(Protocol):
@@ -59,16 +52,20 @@ def save(
     *,
     dtype: torch.dtype | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
+    generation: Mapping[str, Any] | None = None,
 ) -> str:
     """Write a model as a Hugging Face directory and return the family it was written in ("gpt_oss", "llama", ...).
 
     The first family that expresses the model is taken; where there is none but our own a warning says why. Instead of a
     model, a full (gathered) state dict and its config will do. dtype: convert on the way (selection biases stay
-    float32). Weights are split into files of at most max_file_bytes, unless one tensor alone is larger.
+    float32). Weights are split into files of at most max_file_bytes, unless one tensor alone is larger. generation:
+    keys of generation_config.json beside the tokenizer's ids or instead of them, such as {"temperature": 0.7,
+    "eos_token_id": [0, 7]} where a chat's turns end otherwise than documents.
 
     Everything is written into a neighbouring directory first, which then takes the place of an existing one; files
-    there that are not part of a model are carried over. An interrupted or failed save leaves the old directory as it
-    was.
+    there that are not part of a model are carried over, but for those of another tokenizer and a model card that was
+    written for the old weights. Without a tokenizer the old one stays, with its ids. An interrupted or failed save
+    leaves the old directory as it was.
 
     Raises ValueError if the state does not match the config, is sharded, or the tokenizer does not fit;
     FileExistsError if `directory` is a file or a non-empty directory without a config.json; OSError from the file
@@ -81,9 +78,9 @@ def save(
     layout = family.layout(config)
     _check_state(state, layout)
     target = Path(directory).resolve()
-    with _replacing(target) as draft:
+    with replacing(target) as draft:
         written = write_weights(state, layout, draft, dtype, max_file_bytes)
-        _write_config(draft, family.config_to_hf(config), written, tokenizer)
+        _write_config(draft, target, family.config_to_hf(config), written, tokenizer, generation or {})
         if tokenizer is not None:
             tokenizer.save(draft)
     if name != "gristmill":
@@ -107,19 +104,17 @@ def load(
     unexpected or misshapen tensors (all of them listed), and for damaged files.
     """
     directory = local_directory(directory)
-    hf_config = read_json(directory / "config.json", directory)
-    config = ModelConfig.from_hf(hf_config)
-    layout = family_of_hf(hf_config).layout(config)
+    family, config = _family_and_config(directory)
+    layout = family.layout(config)
     model = build(config, device="meta")
     device = torch.device("cpu" if device is None else device)
     state: dict[str, Tensor] = {}
     with ExitStack() as stack:
-        read = open_weights(directory, layout, stack)
+        weights = open_weights(directory, layout, stack)
         for name in with_progress(layout.shapes, layout, (dtype or torch.float32).itemsize):
-            tensor = read_tensor(name, layout, read)
-            tensor = tensor.to(device, target_type(name, tensor, dtype)).contiguous()
-            # A part of a larger tensor would keep all of that in memory.
-            state[name] = tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+            kind = target_type(name, weights.type_of(name), dtype)
+            state[name] = torch.empty(layout.shapes[name], dtype=kind, device=device)
+            fill(state[name], name, weights)
     model.load_state_dict(state, strict=True, assign=True)
     if model.rope is not None:
         model.rope.reset(device)
@@ -128,8 +123,29 @@ def load(
 
 def config_of(directory: str | Path) -> ModelConfig:
     """The ModelConfig of a Hugging Face directory. Raises what `load` raises for its config.json."""
-    directory = local_directory(directory)
-    return ModelConfig.from_hf(read_json(directory / "config.json", directory))
+    return _family_and_config(local_directory(directory))[1]
+
+
+def check_directory(directory: str | Path) -> list[Path]:
+    """The weight files of a local directory that `load` would read, without reading the weights.
+
+    Names, shapes, types and places of all tensors are checked by the headers. Raises what `load` raises.
+    """
+    directory = Path(directory)
+    family, config = _family_and_config(directory)
+    with ExitStack() as stack:
+        weights = open_weights(directory, family.layout(config), stack)
+        return sorted({file.path for file, _ in weights.stored.values()})
+
+
+def _family_and_config(directory: Path) -> tuple[ModuleType, ModelConfig]:
+    path = directory / "config.json"
+    hf_config = read_json(path, directory)
+    try:
+        family = family_of_hf(hf_config)
+        return family, family.config_from_hf(hf_config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def load_into(model: Transformer, directory: str | Path) -> None:
@@ -141,19 +157,19 @@ def load_into(model: Transformer, directory: str | Path) -> None:
     Raises what `load` raises, and ValueError for a model of another shape than the directory's.
     """
     directory = local_directory(directory)
-    hf_config = read_json(directory / "config.json", directory)
-    family = family_of_hf(hf_config)
-    _check_same_function(family, ModelConfig.from_hf(hf_config), model.config, directory)
+    family, stored = _family_and_config(directory)
+    _check_same_function(family, stored, model.config, directory)
     layout = family.layout(model.config)
     ours = {plain_name(name): tensor for name, tensor in model.state_dict().items()}
     check_coverage("the model", {name: tuple(tensor.shape) for name, tensor in ours.items()}, layout.shapes)
+    on_meta = [name for name, tensor in ours.items() if tensor.is_meta]
+    if on_meta:
+        raise ValueError(f"{on_meta[0]} is on the meta device: call model.to_empty(device=...) before load_into")
     with ExitStack() as stack, torch.no_grad():
-        read = open_weights(directory, layout, stack)
+        weights = open_weights(directory, layout, stack)
         for name in with_progress(layout.shapes, layout, 4):
-            if ours[name].is_meta:
-                raise ValueError(f"{name} is on the meta device: call model.to_empty(device=...) before load_into")
             local, offset = local_part(ours[name])
-            local.copy_(read_region(name, layout, read, offset, tuple(local.shape)))
+            fill(local, name, weights, offset)
     if model.rope is not None:
         model.rope.reset()
 
@@ -212,69 +228,33 @@ def _check_state(state: Mapping[str, Tensor], layout: Layout) -> None:
 # Writing
 
 
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A fresh directory beside `target` that takes its place when the block ends well and disappears when it does not.
-
-    A directory cannot be exchanged in one step everywhere, so the old one is renamed away first. If the process dies
-    between the two renames, it waits as .NAME.replaced and the next save puts it back before it begins.
-    """
-    draft, replaced = target.parent / f".{target.name}.saving", target.parent / f".{target.name}.replaced"
-    if replaced.exists() and not target.exists():
-        replaced.rename(target)
-    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / "config.json").exists())):
-        raise FileExistsError(f"{target} exists and holds no model (no config.json): choose another directory")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in (draft, replaced):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    draft.mkdir()
-    try:
-        yield draft
-        _sync(draft)
-        if target.exists():
-            target.rename(replaced)
-            try:
-                draft.rename(target)
-            except BaseException:
-                replaced.rename(target)
-                raise
-            _carry_over(replaced, target)
-            shutil.rmtree(replaced)
-        else:
-            draft.rename(target)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-
-
-def _carry_over(old: Path, new: Path) -> None:
-    """Move what is no part of a model (notes; the tokenizer when none was given) from the old directory to the new."""
-    for entry in old.iterdir():
-        is_weights = entry.name.startswith("model") and entry.name.endswith((".safetensors", ".safetensors.index.json"))
-        if not is_weights and not (new / entry.name).exists():
-            entry.rename(new / entry.name)
-
-
-def _sync(directory: Path) -> None:
-    """Have the disk hold every file before any of them becomes the model."""
-    for path in directory.iterdir():
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-
-
 def _write_config(
-    directory: Path, hf_config: dict[str, Any], written: list[torch.dtype], tokenizer: Tokenizer | None
+    draft: Path,
+    target: Path,
+    hf_config: dict[str, Any],
+    written: list[torch.dtype],
+    tokenizer: Tokenizer | None,
+    generation: Mapping[str, Any],
 ) -> None:
-    widest = reduce(torch.promote_types, written)
+    """config.json and generation_config.json. Without a tokenizer, that of an existing directory stays, and so its ids stay."""
+    widest = str(reduce(torch.promote_types, written)).removeprefix("torch.")
+    stays: dict[str, Any] = {}
+    if tokenizer is not None:
+        ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eot_id, "pad_token_id": tokenizer.eot_id}
+    else:
+        before = _read_if_there(target / "config.json")
+        ids = {name: before.get(name) for name in _TOKEN_IDS}
+        stays = _read_if_there(target / "generation_config.json")
     # "dtype" since transformers 4.56, "torch_dtype" before and in other software.
-    hf_config |= {"dtype": str(widest).removeprefix("torch."), "torch_dtype": str(widest).removeprefix("torch.")}
-    eot_id = None if tokenizer is None else tokenizer.eot_id
-    bos_id = None if tokenizer is None else tokenizer.bos_id
-    ids = {"bos_token_id": bos_id, "eos_token_id": eot_id, "pad_token_id": eot_id}
-    _write_json(directory / "config.json", hf_config | ids)
-    _write_json(directory / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
+    _write_json(draft / "config.json", hf_config | {"dtype": widest, "torch_dtype": widest} | ids)
+    found = {name: value for name, value in ids.items() if value is not None} | stays | dict(generation)
+    if _SAMPLED & found.keys():  # transformers passes over these settings, with a warning, where it does not sample
+        found.setdefault("do_sample", True)
+    _write_json(draft / "generation_config.json", found)
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return read_json(path, path.parent) if path.is_file() else {}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

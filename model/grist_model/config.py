@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any, Literal
 
 
@@ -69,6 +70,8 @@ class RopeScaling:
         )
 
 
+# Annotation of a field -> what its values are. numbers.Integral: NumPy's integers too.
+_KINDS = {"int": ("a whole number", Integral), "float": ("a number", Real), "bool": ("True or False", bool)}
 _CHOICES = {
     "window_layers": ("alternate", "all", "none"),
     "qk_norm": ("none", "head", "width"),
@@ -132,6 +135,7 @@ class ModelConfig:
     bias_update_rate: float = 0.001
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         self._check_sizes()
         self._check_choices()
         self._check_numbers()
@@ -164,6 +168,18 @@ class ModelConfig:
         from grist_model.families import family_for
 
         return family_for(self).config_to_hf(self)
+
+    def _check_kinds(self) -> None:
+        """Whole numbers, numbers and booleans as the annotations say; choices and parts have checks of their own."""
+        for field in fields(self):
+            annotation, value = str(field.type), getattr(self, field.name)
+            optional = annotation.endswith(" | None")
+            kind = _KINDS.get(annotation.removesuffix(" | None"))
+            if kind is None or (optional and value is None):
+                continue
+            name, type_ = kind
+            fits = isinstance(value, type_) and (type_ is bool or not isinstance(value, bool))
+            _require(fits, f"{field.name} must be {name}{' or None' if optional else ''}, but is {value!r}")
 
     def _check_sizes(self) -> None:
         for name in ("vocab_size", "context_length", "layers", "width", "heads", "kv_heads", "expert_width"):

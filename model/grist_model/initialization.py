@@ -46,7 +46,7 @@ def _fill(name: str, parameter: nn.Parameter, config: ModelConfig, seed: int) ->
     if parameter.dim() == 1 or name.endswith(("b_gate_up", "b_down")):
         local.fill_(1.0 if name.endswith("norm.weight") else 0.0)
         return
-    local.copy_(_draw(name, tuple(parameter.shape), offset, tuple(local.shape), _std(name, config), seed))
+    local.copy_(drawn(name, tuple(parameter.shape), offset, tuple(local.shape), _std(name, config), seed))
 
 
 def _std(name: str, config: ModelConfig) -> float:
@@ -54,7 +54,7 @@ def _std(name: str, config: ModelConfig) -> float:
     return config.initializer_range / math.sqrt(2 * config.layers) if writes_residual else config.initializer_range
 
 
-def _draw(
+def drawn(
     name: str, shape: tuple[int, ...], offset: tuple[int, ...], size: tuple[int, ...], std: float, seed: int
 ) -> Tensor:
     """The part of a parameter that starts at `offset` and has `size`: float32, on the CPU."""

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import grist_kernels
+from grist_model import few_rows, products
 from grist_model.config import ModelConfig
 
 
@@ -15,6 +16,9 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         pass
+
+    def forward(self, input: Tensor) -> Tensor:
+        return products.linear(input, self.weight, self.bias)
 
 
 class Embedding(nn.Module):
@@ -36,6 +40,11 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None):
         """-> y, or (y, x + residual) when a residual is given."""
+        if few_rows.fits(x) and self.weight.dtype == x.dtype:
+            if residual is None:
+                return few_rows.rms_norm(x, self.weight, self.eps)
+            x = x + residual
+            return few_rows.rms_norm(x, self.weight, self.eps), x
         return grist_kernels.rms_norm(x, self.weight, self.eps, residual=residual)
 
 

@@ -56,7 +56,7 @@ def prefill(model: Transformer, prompts: list[list[int]], more_slots: int) -> tu
     device = model.embedding.weight.device
     lengths = [len(prompt) for prompt in prompts]
     longest = max(lengths)
-    cache = KVCache(model.config, len(prompts), longest + more_slots, device)
+    cache = KVCache(model.config, len(prompts), longest + more_slots, device, rollback=0)
     ids_BT = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=device)
     lengths_B = None if min(lengths) == longest else torch.tensor(lengths, device=device)
     return cache, model(ids_BT, cache=cache, lengths_B=lengths_B)[:, -1]

@@ -1,4 +1,6 @@
-"""Prompt lookup: greedy decoding of several tokens a step, by guessing that the text repeats itself. T time, V vocabulary.
+"""Prompt lookup: greedy decoding of several tokens a step, by guessing that the text repeats itself.
+
+G tokens guessed and one more, V vocabulary.
 
 Saxena, "Prompt Lookup Decoding", 2023: speculative decoding (Leviathan et al., 2023) whose draft model is a search for the last
 few tokens in the text so far.
@@ -10,9 +12,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from grist_model.attention import KVCache
     from grist_model.sampling import Sampling
     from grist_model.transformer import Transformer
 
@@ -31,11 +30,6 @@ def check_lookup(model: Transformer, prompts: int, sampling: Sampling, most: int
         )
     if sampling.repetition_penalty is not None:
         raise ValueError("prompt_lookup speeds up repeated text, which repetition_penalty avoids: pass one of the two")
-    if hasattr(model, "unshard"):  # what FSDP2 adds
-        raise ValueError(
-            "prompt_lookup does not go with FSDP: it runs the model part by part, past the hook that gathers the weights; "
-            "generate without it, or from a model that is whole"
-        )
     scaling = model.config.rope_scaling
     if scaling is not None and scaling.kind == "dynamic":
         raise ValueError(
@@ -50,13 +44,14 @@ def lookup_ids(model: Transformer, prompt: list[int], most_new: int, most_guesse
     from grist_model.attention import KVCache
 
     device = model.embedding.weight.device
-    cache = KVCache(model.config, 1, len(prompt) + most_new, device)
+    cache = KVCache(model.config, 1, len(prompt) + most_new, device, rollback=most_guessed)
     text = RepeatedText(prompt)
     unread, guess = prompt, []  # ids that the cache has not seen yet: those certain, then those guessed
     count = 0
     while count < most_new:
         with torch.no_grad():
-            best = _best_ids(model, torch.tensor([unread + guess], device=device), cache, len(guess) + 1)
+            logits_1GV = model(torch.tensor([unread + guess], device=device), cache=cache, last=len(guess) + 1)
+            best = logits_1GV[0].argmax(-1).tolist()
         agreed = next((i for i, (g, b) in enumerate(zip(guess, best, strict=False)) if g != b), len(guess))
         cache.truncate(cache.used - (len(guess) - agreed))
         new = best[: agreed + 1]  # the model's own id after the last guess it agrees with is certain too
@@ -65,16 +60,6 @@ def lookup_ids(model: Transformer, prompt: list[int], most_new: int, most_guesse
             yield token
         count += len(new)
         unread, guess = new[-1:], text.guess(min(most_guessed, most_new - count - 1))
-
-
-def _best_ids(model: Transformer, ids_BT: Tensor, cache: KVCache, last: int) -> list[int]:
-    """The most likely id after each of the `last` last tokens of (1, T) ids, which the cache takes in."""
-    if last == 1:
-        return model(ids_BT, cache=cache)[0].argmax(-1).tolist()
-    # model(ids, cache=...) gives the logits after the last token alone; the parts that it is made of give all.
-    x_BTD, _ = model._run_blocks(ids_BT, cache.begin(ids_BT.shape[1]), None, cache, False)
-    cache.commit()
-    return model._logits(model.norm(x_BTD[:, -last:]))[0].argmax(-1).tolist()
 
 
 class RepeatedText:

@@ -6,9 +6,9 @@ import re
 from typing import Literal, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from grist_model import products
 from grist_model.attention import Attention, KVCache
 from grist_model.config import ModelConfig
 from grist_model.layers import Embedding, Linear, norm
@@ -128,24 +128,30 @@ class Transformer(nn.Module):
         positions_BT: Tensor | None = None,
         cache: KVCache | None = None,
         lengths_B: Tensor | None = None,
+        last: int | None = None,
     ) -> Tensor:
-        """ids (B, T) -> logits (B, T, V), in the type of the model.
+        """ids (B, T) -> logits (B, T, V), in the type of the model; last=n: of the last n tokens alone, (B, n, V).
 
-        With a cache, ids are the next T tokens of each sequence, the result is (B, 1, V), the logits after the last of
-        them, and the cache grows by T. The first call may be prompts of unequal length, padded on the right with any
-        id; lengths_B (B,) then counts the real ones. cu_seqlens and positions_BT are for calls without a cache.
+        With a cache, ids are the next T tokens of each sequence, `last` is 1 unless given, and the cache grows by T. The
+        first call may be prompts of unequal length, padded on the right with any id; lengths_B (B,) then counts the real
+        ones, and the logits are those after the last of them. cu_seqlens and positions_BT are for calls without a cache.
 
         Raises ValueError if the arguments do not fit together or the cache is full.
         """
+        if last is not None and not 1 <= last <= ids_BT.shape[-1]:
+            raise ValueError(f"last must be between 1 and the {ids_BT.shape[-1]} tokens of the call, but is {last}")
         if cache is None:
             if lengths_B is not None:
                 raise ValueError(
                     "lengths_B says how much of a prompt is real when a cache is filled; pass a cache with it"
                 )
-            return self._logits(self.hidden(ids_BT, cu_seqlens=cu_seqlens, positions_BT=positions_BT))
+            hidden_BTD = self.hidden(ids_BT, cu_seqlens=cu_seqlens, positions_BT=positions_BT)
+            return self._logits(hidden_BTD if last is None else hidden_BTD[:, -last:])
         if cu_seqlens is not None or positions_BT is not None:
             raise ValueError("a cache keeps its own positions: pass neither cu_seqlens nor positions_BT with it")
-        return self._forward_cached(ids_BT, cache, lengths_B)
+        if lengths_B is not None and last not in (None, 1):
+            raise ValueError(f"prompts of unequal length give the logits after each: leave out last, which is {last}")
+        return self._forward_cached(ids_BT, cache, lengths_B, last or 1)
 
     def update_selection_bias(self, tokens_per_expert_LE: Tensor) -> None:
         """Move every router's selection bias against the load: bias += rate * sign(mean - count), then centre it.
@@ -178,15 +184,15 @@ class Transformer(nn.Module):
         """The routers, layer by layer; none in a dense model."""
         return [module for module in self.modules() if isinstance(module, Router)]
 
-    def _forward_cached(self, ids_BT: Tensor, cache: KVCache, lengths_B: Tensor | None) -> Tensor:
+    def _forward_cached(self, ids_BT: Tensor, cache: KVCache, lengths_B: Tensor | None, last: int) -> Tensor:
         _check_ids(ids_BT)
-        if lengths_B is not None and cache.used:
-            raise ValueError("lengths_B belongs to the first call on a cache, the prompt")
-        positions_BT = cache.begin(ids_BT.shape[1])
+        positions_BT = cache.begin(ids_BT.shape[1], lengths_B)
         x_BTD, _ = self._run_blocks(ids_BT, positions_BT, None, cache, False)
-        cache.commit(lengths_B)
-        last = x_BTD[:, -1:] if lengths_B is None else x_BTD[cache.row_B1, lengths_B[:, None] - 1]
-        return self._logits(self.norm(last))
+        cache.commit()
+        if lengths_B is None:
+            return self._logits(self.norm(x_BTD[:, -last:]))
+        row_B1 = torch.arange(len(lengths_B), device=x_BTD.device)[:, None]
+        return self._logits(self.norm(x_BTD[row_B1, lengths_B.to(x_BTD.device)[:, None] - 1]))
 
     def _run_blocks(
         self,
@@ -208,7 +214,7 @@ class Transformer(nn.Module):
         return x_BTD, layers
 
     def _logits(self, hidden_BTD: Tensor) -> Tensor:
-        return softcapped(F.linear(hidden_BTD, self.unembedding), self.config.logit_softcap)
+        return softcapped(products.linear(hidden_BTD, self.unembedding), self.config.logit_softcap)
 
 
 def softcapped(logits: Tensor, cap: float | None) -> Tensor:

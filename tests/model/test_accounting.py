@@ -54,17 +54,43 @@ def test_parameters_are_counted_to_the_last(tiny, changes):
     assert accounting.parameters(config) == sum(p.numel() for p in build(config, device="meta").parameters())
 
 
-def test_flops_against_the_counter_of_pytorch(tiny):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"active_experts": 4, "shared_expert_width": 8},
+        {"active_experts": 4, "window": 6, "window_layers": "alternate"},
+        {"active_experts": 4, "window": 5, "window_layers": (1,), "tied_embeddings": True},
+        {"experts": 0},
+        {"experts": 0, "window": 6, "window_layers": "all", "heads": 4, "kv_heads": 1},
+        {"experts": 0, "activation": "gelu", "mlp_bias": False},
+    ],
+)
+def test_flops_against_the_counter_of_pytorch(tiny, changes):
     """The reference computes every score and every expert; with the formula given the same, the counts are equal."""
     T = 24
-    config = tiny(active_experts=4, sinks=False, window=None, shared_expert_width=8, layers=2)
+    config = tiny(**{"sinks": False, "window": None, "layers": 2, **changes})
     model = build(config)
     ids = torch.zeros(2, T, dtype=torch.int64)
     with backend.using("reference"), FlopCounterMode(display=False) as counter:
         model(ids).sum().backward()
-    all_keys_are_visible = 12.0 * config.layers * config.heads * 16 * (T - accounting.mean_visible_keys(T, None))
+    invisible = sum(T - accounting.mean_visible_keys(T, config.layer_window(layer)) for layer in range(config.layers))
+    all_keys_are_visible = 12.0 * config.heads * config.attention_head_width * invisible
     expected = (accounting.flops_per_token(config, T) + all_keys_are_visible) * ids.numel()
     assert counter.get_total_flops() == pytest.approx(expected, rel=1e-9)
+
+
+def test_only_the_chosen_experts_count(tiny):
+    """What a CPU runs multiplies the rows of the chosen experts alone, in `addmm`; attention is counted apart."""
+    T = 24
+    config = tiny(experts=4, active_experts=2, layers=2, window=8)
+    model = build(config)
+    ids = torch.randint(config.vocab_size, (2, T))
+    with backend.using("auto"), FlopCounterMode(display=False) as counter:
+        model(ids).sum().backward()
+    counted = sum(flops for op, flops in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
+    visible = sum(accounting.mean_visible_keys(T, config.layer_window(layer)) for layer in range(config.layers))
+    attention = 12.0 * config.heads * config.attention_head_width * visible
+    assert counted == pytest.approx((accounting.flops_per_token(config, T) - attention) * ids.numel(), rel=1e-9)
 
 
 def test_visible_keys_against_counting():

@@ -55,10 +55,10 @@ def test_rows_are_filled_while_prompts_wait_and_leave_afterwards(make_model):
 def test_the_cache_never_reads_beyond_its_longest_row(make_model, monkeypatch):
     begin, calls = KVCache.begin, []
 
-    def checked(cache: KVCache, new_tokens: int) -> torch.Tensor:
+    def checked(cache: KVCache, *call) -> torch.Tensor:
         assert cache.used == int(cache.lengths_B.max())  # counted on the host, so that nobody asks the device
         calls.append(cache.used)
-        return begin(cache, new_tokens)
+        return begin(cache, *call)
 
     monkeypatch.setattr(KVCache, "begin", checked)
     prompts = random_prompts(20, longest=40)

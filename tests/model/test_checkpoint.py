@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from grist_model import checkpoint, load, save, weight_files
+from grist_model import checkpoint, load, replacing, save, weight_files
 
 
 class FakeTokenizer:
@@ -17,7 +17,7 @@ class FakeTokenizer:
         self.vocab_size, self.eot_id, self.bos_id = vocab_size, 96, None
 
     def save(self, directory) -> None:
-        (directory / "tokenizer.json").write_text("{}")
+        (directory / "tokenizer.json").write_text(f'{{"size": {self.vocab_size}}}')
 
 
 def names(directory) -> list[str]:
@@ -112,6 +112,49 @@ def test_saving_again_replaces_the_model_and_keeps_other_files(make_model, ids, 
     model(ids)  # loaded before, its file replaced since
 
 
+def read(path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_without_a_tokenizer_the_one_that_stays_keeps_its_ids(make_model, tmp_path):
+    directory = tmp_path / "model"
+    save(make_model(layers=2), directory, FakeTokenizer(), generation={"eos_token_id": [96, 5], "temperature": 0.7})
+    generation = (directory / "generation_config.json").read_bytes()
+    save(make_model(), directory)
+    assert read(directory / "config.json")["eos_token_id"] == 96
+    assert (directory / "generation_config.json").read_bytes() == generation
+    save(make_model(), directory, FakeTokenizer())
+    assert read(directory / "generation_config.json") == {"eos_token_id": 96, "pad_token_id": 96}
+
+
+def test_generation_settings_are_written_as_transformers_takes_them(make_model, tmp_path):
+    generation = {"eos_token_id": [96, 5], "temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1}
+    save(make_model(), tmp_path / "model", FakeTokenizer(), generation=generation)
+    written = read(tmp_path / "model" / "generation_config.json")
+    assert written == {**generation, "pad_token_id": 96, "do_sample": True}
+    assert read(tmp_path / "model" / "config.json")["eos_token_id"] == 96
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.GenerationConfig.from_pretrained(tmp_path / "model")
+    assert (theirs.do_sample, theirs.temperature, theirs.eos_token_id) == (True, 0.7, [96, 5])
+
+
+def test_files_of_another_tokenizer_do_not_stay(make_model, tmp_path):
+    directory = tmp_path / "model"
+    save(make_model(), directory, FakeTokenizer())
+    for name in ("merges.txt", "chat_template.jinja", "special_tokens_map.json", "NOTES.md"):
+        (directory / name).write_text("old")
+    save(make_model(), directory, FakeTokenizer())  # the same again: what was added to it stays
+    assert (directory / "chat_template.jinja").exists()
+    save(make_model(), directory, FakeTokenizer(90))
+    assert names(directory) == [
+        "NOTES.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+
+
 def test_directories_without_a_model_are_left_alone(make_model, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(FileExistsError, match="holds no model"):
@@ -122,18 +165,19 @@ def test_directories_without_a_model_are_left_alone(make_model, tmp_path):
     assert names(tmp_path) == ["file", "thesis.txt"]
 
 
-@pytest.mark.parametrize("fails", ["save_file", "_write_config", "_carry_over"])
+@pytest.mark.parametrize("fails", ["save_file", "_write_config", "carry_over"])
 def test_a_full_disk_leaves_the_old_model(make_model, tmp_path, monkeypatch, fails):
     save(make_model(layers=2), tmp_path / "model")
 
     def no_space(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(weight_files if fails == "save_file" else checkpoint, fails, no_space)
+    module = {"save_file": weight_files, "_write_config": checkpoint, "carry_over": replacing}[fails]
+    monkeypatch.setattr(module, fails, no_space)
     with pytest.raises(OSError, match="No space left"):
         save(make_model(), tmp_path / "model")
     monkeypatch.undo()
-    assert load(tmp_path / "model").config.layers in ((2,) if fails != "_carry_over" else (2, 3))
+    assert load(tmp_path / "model").config.layers in ((2,) if fails != "carry_over" else (2, 3))
     save(make_model(layers=4), tmp_path / "model")
     assert load(tmp_path / "model").config.layers == 4
     assert names(tmp_path) == ["model"]
@@ -183,8 +227,8 @@ def test_files_that_do_not_match_are_refused_with_a_list(make_model, tmp_path):
         load(tmp_path / "model")
     message = str(error.value)
     assert "missing: model.layers.1.self_attn.sinks, lm_head.weight" in message
-    assert "unexpected: model.layers.0.self_attn.rotary.inv_freq" in message
-    assert "model.norm.weight is (31,), expected (32,)" in message
+    assert "unexpected: model.layers.0.self_attn.rotary.inv_freq (in model.safetensors)" in message
+    assert "model.norm.weight (in model.safetensors) is (31,), expected (32,)" in message
 
 
 def test_a_repeated_tied_head_must_be_equal(make_model, tmp_path):

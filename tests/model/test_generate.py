@@ -60,6 +60,16 @@ def test_cache_gives_the_logits_of_the_whole_sequence(make_model, ids):
         model(ids[:, :1], cache=cache)
 
 
+def test_last_asks_for_the_logits_of_several_tokens(make_model, ids):
+    model = make_model().double()
+    cache = KVCache(model.config, batch=3, slots=24)
+    with torch.no_grad():
+        whole = model(ids)
+        torch.testing.assert_close(model(ids, last=5), whole[:, -5:])
+        torch.testing.assert_close(model(ids[:, :9], cache=cache, last=9), whole[:, :9])
+        torch.testing.assert_close(model(ids[:, 9:], cache=cache, last=3), whole[:, -3:])
+
+
 def test_arguments_of_a_cached_call_must_fit(make_model, ids):
     model = make_model()
     with pytest.raises(ValueError, match="pass a cache"):
@@ -67,6 +77,11 @@ def test_arguments_of_a_cached_call_must_fit(make_model, ids):
     cache = KVCache(model.config, batch=3, slots=30)
     with pytest.raises(ValueError, match="keeps its own positions"):
         model(ids, cache=cache, positions_BT=ids)
+    for last in (0, 25):
+        with pytest.raises(ValueError, match=f"last must be between 1 and the 24 tokens of the call, but is {last}"):
+            model(ids, cache=cache, last=last)
+    with pytest.raises(ValueError, match="leave out last, which is 2"):
+        model(ids, cache=cache, lengths_B=torch.tensor([1, 2, 3]), last=2)
     model(ids, cache=cache)
     with pytest.raises(ValueError, match="first call"):
         model(ids[:, :1], cache=cache, lengths_B=torch.tensor([1, 1, 1]))

@@ -38,6 +38,14 @@ def test_anything_else_is_a_local_directory(downloads, tmp_path):
     assert downloads == []
 
 
+def test_a_name_of_the_hub_without_its_prefix_is_recognised(downloads):
+    with pytest.raises(
+        FileNotFoundError, match=r"is not a model directory; a model on the hub is hf://openai/gpt-oss-20b"
+    ):
+        load("openai/gpt-oss-20b")
+    assert downloads == []
+
+
 @pytest.mark.parametrize("name", ["hf://", "hf://a/b/c"])
 def test_what_is_no_name_is_refused(name):
     with pytest.raises(ValueError, match="expected hf://owner/name"):

@@ -8,8 +8,9 @@ from random_prompts import random_prompts
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.multiprocessing.spawn import spawn
 
-from grist_model import RopeScaling, generate, stream
+from grist_model import ModelConfig, RopeScaling, build, generate, stream
 from grist_model.speculation import RepeatedText, lookup_ids
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_new_tokens": 34}
@@ -111,13 +112,28 @@ def test_dynamic_rotary_scaling_is_refused(make_model):
         generate(model, [1, 2], max_new_tokens=4, temperature=0, prompt_lookup=3)
 
 
-def test_a_sharded_model_is_refused(make_model):
+def _on_a_rank(rank: int, store: str, state: dict[str, torch.Tensor], config: ModelConfig, results) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    model = build(config)
+    model.load_state_dict(state)
+    mesh = init_device_mesh("cpu", (2,))
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    passes: list[int] = []
+    model.blocks[0].register_forward_pre_hook(lambda _, args: passes.append(args[0].shape[1]))
+    results[rank] = (generate(model, [7, 8, 9] * 5, prompt_lookup=6, **GREEDY), len(passes))
+    distributed.destroy_process_group()
+
+
+def test_a_model_sharded_over_two_ranks_writes_the_same(make_model, tmp_path):
     model = make_model(experts=0)
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
-        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-        assert len(generate(model, [1, 2], max_new_tokens=4, temperature=0)) == 4
-        with pytest.raises(ValueError, match="does not go with FSDP"):
-            generate(model, [1, 2], max_new_tokens=4, temperature=0, prompt_lookup=3)
-    finally:
-        distributed.destroy_process_group()
+    plain = generate(model, [7, 8, 9] * 5, **GREEDY)
+    with torch.multiprocessing.Manager() as manager:
+        results = manager.dict()
+        spawn(_on_a_rank, args=(str(tmp_path / "store"), model.state_dict(), model.config, results), nprocs=2)
+        for rank in (0, 1):
+            text, passes = results[rank]
+            assert text == plain
+            assert passes < len(plain)

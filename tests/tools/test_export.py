@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import grist_model
+from grist_model.model_card import CardFacts, write_card
 from grist_tools import export as export_module
 from grist_tools.export import export, logits, main, probe_ids
 
@@ -46,6 +47,22 @@ def test_a_chat_template_goes_along(model_directory, tmp_path):
     (source / "chat_template.jinja").write_text("{{ messages }}")
     export(source, tmp_path / "out", "bf16")
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
+def test_card_licenses_and_generation_settings_go_along(model_directory, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(model_directory, source)
+    (source / "LICENSE.txt").write_text("all rights")
+    write_card(source, CardFacts("Miller", metrics={"perplexity": 7.0}))
+    generation = {"eos_token_id": [0, 5], "temperature": 0.5, "do_sample": True}
+    (source / "generation_config.json").write_text(json.dumps(generation))
+    export(source, tmp_path / "out", "bf16")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| weights | bfloat16 |" in card
+    assert card.replace("bfloat16", "float32") == (source / "README.md").read_text()
+    assert (tmp_path / "out" / "LICENSE.txt").read_text() == "all rights"
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert written == generation | {"pad_token_id": 0}
 
 
 def test_a_model_without_tokenizer_is_exported_without(model_directory, tmp_path):

@@ -1,165 +1,178 @@
-"""The planner: memory by category, the answer, and knobs that really help."""
+"""The planner's answers: fits or not, changes that really help, a layout that the trainer takes, tokens, days and cost."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from tiny_house import config as tiny_config
 
-import grist_model
-from grist_tools.console import count
-from grist_tools.memory import estimate, saved_bytes_per_token
-from grist_tools.plan import GPUS, duration, heaviest, knobs, main, micro_batch, speed_table
+from grist_tools.memory import FRAGMENTATION, RUNTIME_BYTES, Memory, estimate
+from grist_tools.plan import budget, heaviest, main, tokens
+from grist_tools.plan_advice import Candidate, advise, measured_memory
+from grist_tools.plan_gpus import GPUS, this_cpu
+from grist_tools.plan_layout import layout_of
+from grist_tools.plan_links import Assumptions
+from grist_tools.plan_report import duration
+from grist_tools.plan_time import step_time
 from grist_train.config import TrainConfig, load
 from grist_train.data_config import StageConfig
+from grist_train.preference_config import PreferenceConfig
 
 RUNS = Path(__file__).parents[2] / "train" / "runs"
 GIB = 2**30
+H100 = GPUS["h100"]
+SMALL = ["--model.layers", "2", "--model.expert_width", "256"]
 
 
 def run(name: str, **overrides) -> TrainConfig:
     return load(RUNS / f"{name}.yaml", **overrides)
 
 
-def with_compute(config: TrainConfig, **changes) -> TrainConfig:
-    return replace(config, compute=replace(config.compute, **changes))
+def by_formula(config, layout, gpu) -> Memory:
+    return estimate(config, layout)
 
 
-def test_parameters_gradients_and_optimizer_are_what_float32_and_sharding_make_of_them():
-    config = run("moe_1b", **{"optimizer.name": "adamw"})
-    total = sum(p.numel() for p in grist_model.build(config.model, device="meta").parameters())
-    memory = estimate(config, 8, 1, 1)
-    assert memory.parameters == 4 * total / 8
-    assert memory.optimizer == 8 * total / 8
-    assert memory.gradients > 4 * total / 8
-    assert memory.optimizer_step == 0
+def arguments(name: str, gpus: int, *more: str, gpu: str = "h100") -> list[str]:
+    return ["--config", str(RUNS / f"{name}.yaml"), "--gpus", str(gpus), "--gpu", gpu, *more]
 
 
-def test_muon_keeps_one_value_for_a_matrix_and_adam_two():
-    adam = estimate(run("moe_1b", **{"optimizer.name": "adamw"}), 8, 1, 1)
-    muon = estimate(run("moe_1b", **{"optimizer.name": "muon"}), 8, 1, 1)
-    assert adam.optimizer / 2 < muon.optimizer < adam.optimizer
-    assert muon.optimizer_step > 0
-
-
-def test_one_float32_process_is_not_sharded():
-    memory = estimate(with_compute(run("quickstart"), dtype="float32"), 1, 1, 1)
-    assert memory.gathered == 0
-    assert memory.gradients == memory.parameters
-
-
-def test_gradients_that_wait_between_micro_batches_are_whole():
-    config = with_compute(run("moe_1b"), reduce_every_micro_batch=False)
-    one, several = estimate(config, 8, 1, 1), estimate(config, 8, 1, 4)
-    assert several.gradients - one.gradients == pytest.approx(8 * one.parameters)
-    assert estimate(with_compute(config, reduce_every_micro_batch=True), 8, 1, 4).gradients == one.gradients
-
-
-def test_checkpointing_and_smaller_micro_batches_need_less():
-    config = with_compute(run("moe_1b"), activation_checkpointing="none")
-    memory = estimate(config, 8, 4, 1)
+def test_parameters_and_optimizer_are_what_float32_and_sharding_make_of_them():
+    adam = run("moe_1b", **{"optimizer.name": "adamw"})
+    memory = estimate(adam, layout_of(adam, 8, 8))
+    assert memory.roles["optimizer state"] == 2 * memory.roles["parameters"]
+    muon = run("moe_1b")
     assert (
-        estimate(with_compute(config, activation_checkpointing="block"), 8, 4, 1).activations < memory.activations / 4
+        memory.roles["parameters"]
+        < estimate(muon, layout_of(muon, 8, 8)).roles["optimizer state"]
+        < memory.roles["optimizer state"]
     )
-    assert estimate(config, 8, 2, 1).activations == memory.activations / 2
-    assert estimate(with_compute(config, reshard_after_forward=False), 8, 4, 1).gathered > memory.gathered
 
 
-def test_the_peak_is_the_worse_of_backward_and_optimizer_step():
-    memory = estimate(run("moe_1b"), 8, 1, 1)
-    parts = memory.parameters + memory.gradients + memory.optimizer
-    transient = max(memory.gathered + memory.activations + memory.loss, memory.optimizer_step)
-    assert memory.peak_bytes == pytest.approx(1.05 * (parts + transient) + 1.5 * GIB)
-    assert set(memory.categories()) > {"parameters", "gradients", "optimizer state", "activations"}
+def test_what_the_allocator_takes_is_added_on_a_gpu_only():
+    memory = Memory({"parameters": 10.0 * GIB}, "loss", "formula")
+    assert memory.peak_bytes == 10 * GIB + RUNTIME_BYTES + FRAGMENTATION * 10 * GIB
+    assert replace(memory, on_gpu=False).peak_bytes == 10 * GIB
+    assert sum(memory.categories().values()) == memory.peak_bytes
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"experts": 0},
-        {"shared_expert_width": 48},
-        {"experts": 8, "active_experts": 3, "expert_width": 64},
-        {"width": 96, "heads": 8, "kv_heads": 1, "head_width": 16},
-    ],
-)
-def test_activations_are_near_what_autograd_keeps(changes):
-    """Measured on the CPU's fused ops; the estimate may be above (it counts sorted rows), hardly below."""
-    config = tiny_config(**{"width": 64, "expert_width": 96, **changes})
-    model = grist_model.build(config)
-    ours = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def remember(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in ours:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        outputs = model.hidden(torch.randint(320, (8, 64)), return_router=True)
-    measured = sum(kept.values())
-    estimated = config.layers * 8 * 64 * saved_bytes_per_token(config, 4)
-    assert 0.9 * measured < estimated < 1.8 * measured
-    del outputs
+def test_changes_that_are_named_make_the_run_fit():
+    config = run("moe_1b", **{"batch.global_size": 64, "batch.micro_size": 8})
+    own = layout_of(config, 8, 8)
+    capacity = 0.7 * estimate(config, own).peak_bytes
+    advice = advise(config, own, H100, capacity, Assumptions(), by_formula)
+    assert any("--compute.activation_checkpointing block" in options for options, _ in advice.changes)
+    assert all(each.memory.peak_bytes <= capacity for _, each in advice.changes)
+    assert advice.best is not None
+    assert advice.best.memory.peak_bytes <= capacity
+    assert advice.reasons
+    times = [each.time.total for _, each in advice.changes]
+    assert times == sorted(times)
 
 
-def test_dealing_out_the_batch():
-    config = replace(run("moe_1b"), batch=replace(run("moe_1b").batch, global_size=64, micro_size=4))
-    assert micro_batch(config, 8) == (4, 2)
-    assert micro_batch(config, 32) == (2, 1)
-    with pytest.raises(ValueError, match="64 cannot be dealt out to 7 GPUs"):
-        micro_batch(config, 7)
-    with pytest.raises(ValueError, match="not filled by micro-batches of 4"):
-        micro_batch(replace(config, batch=replace(config.batch, global_size=48)), 8)
+def test_where_nothing_fits_more_gpus_are_named():
+    config = run("gpt_oss_120b")
+    own = layout_of(config, 8, 8)
+    advice = advise(config, own, H100, H100.memory_bytes, Assumptions(), by_formula)
+    [(options, found)] = advice.changes
+    assert options.startswith(f"{found.layout.gpus} GPUs")
+    assert found.memory.peak_bytes <= H100.memory_bytes
+    assert advice.best is None
+    assert advise(config, own, H100, 1 * GIB, Assumptions(), by_formula).changes == []
 
 
-def test_every_knob_that_is_named_makes_the_run_fit():
-    config = with_compute(run("moe_1b"), activation_checkpointing="none", reduce_every_micro_batch=False)
-    config = replace(config, batch=replace(config.batch, global_size=64, micro_size=8))
-    capacity = 0.7 * estimate(config, 8, *micro_batch(config, 8)).peak_bytes
-    found = knobs(config, 8, capacity)
-    assert any("--compute.activation_checkpointing block" in line for line in found)
-    assert all("GiB" in line for line in found)
-    assert knobs(config, 8, 1 * GIB) == []
+def test_the_recommended_layout_is_the_fastest_that_fits_and_nothing_smaller_is_worth_a_change():
+    config = run("gpt_oss_20b")
+    own = layout_of(config, 64, 8)
+    advice = advise(config, own, H100, H100.memory_bytes, Assumptions(), by_formula)
+    assert advice.best is not None
+    assert advice.best.time.total < 0.97 * advice.own.time.total
+    config_of_best = advice.best.layout.config(config)
+    again = advise(config_of_best, layout_of(config_of_best, 64, 8), H100, H100.memory_bytes, Assumptions(), by_formula)
+    assert again.best is again.own
+    assert "no other layout" in again.reasons[0]
+
+
+def test_a_trace_that_fails_is_said(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no such operation\nwith much detail")
+
+    monkeypatch.setattr("grist_tools.plan_trace.trace", broken)
+    config = run("quickstart")
+    memory = measured_memory(config, layout_of(config, 1, 8), H100)
+    assert memory.source == "formula: the step was not traced (RuntimeError: no such operation)"
+
+
+def test_what_cannot_be_traced_is_said(tmp_path):
+    pairs = PreferenceConfig(paths=(str(tmp_path / "pairs.jsonl"),))
+    config = replace(TrainConfig(), preferences=pairs, initial=str(tmp_path))
+    assert measured_memory(config, layout_of(config, 1, 8), H100).source.startswith("formula: steps on pairs")
 
 
 def test_a_run_that_fits(capsys):
-    status = main(["--config", str(RUNS / "quickstart.yaml"), "--gpus", "1", "--gpu", "h200"])
+    status = main(arguments("quickstart", 1, "--tokens", "300B", "--price", "2", gpu="h200"))
     out = capsys.readouterr().out
     assert status == 0
     assert "fits: " in out
-    assert "assumed utilisation" in out
+    assert "(traced)" in out
+    assert "300 B tokens take" in out
+    assert "at 2 a GPU and hour" in out
+    assert "Times are predictions. Assumed: " in out
 
 
 def test_a_run_that_does_not_fit_says_what_would_help(capsys):
-    status = main(["--config", str(RUNS / "gpt_oss_20b.yaml"), "--gpus", "4", "--gpu", "h100"])
+    status = main(arguments("moe_1b", 8, "--memory-gib", "6", *SMALL))
     out = capsys.readouterr().out
     assert status == 1
     assert "does not fit: " in out
-    assert "GPUs  ->  " in out
+    assert "any one of these would make it fit:\n  --" in out
+    assert "recommended: --" in out
+
+
+def test_json_has_it_all(capsys):
+    status = main(arguments("moe_1b", 16, "--json", "--price", "2", *SMALL))
+    plan = json.loads(capsys.readouterr().out)
+    assert status == (0 if plan["fits"] else 1)
+    own = plan["own"]
+    assert own["memory"]["source"] == "traced"
+    assert sum(own["memory"]["bytes"].values()) == pytest.approx(own["memory"]["peak_bytes"])
+    assert own["budget"]["cost"] == pytest.approx(2 * 16 * own["budget"]["seconds"] / 3600)
+    parts = own["time"]["compute"] + own["time"]["gather"] + own["time"]["exchange"] + own["time"]["update"]
+    assert own["time"]["step_s"] == pytest.approx(parts)
+    assert 0 < own["mfu"] < 1
+    assert plan["recommended"]["layout"]["gpus"] == 16
+    assert set(plan["assumptions"]) == set(vars(Assumptions()))
+
+
+def test_this_machine(capsys):
+    assert main(arguments("quickstart", 2, gpu="cpu")) == 0
+    out = capsys.readouterr().out
+    assert "quickstart on 2 x cpu" in out
+    assert "allocator" not in out
+    assert this_cpu(2).memory_bytes == pytest.approx(this_cpu(1).memory_bytes / 2)
 
 
 def test_settings_of_the_run_may_follow(capsys):
-    arguments = ["--config", str(RUNS / "quickstart.yaml"), "--gpus", "1", "--gpu", "h100", "--steps", "123"]
-    assert main(arguments) == 0
-    assert "123 steps" in capsys.readouterr().out
+    assert main(arguments("quickstart", 1, "--steps", "123", "--json")) == 0
+    config = run("quickstart")
+    tokens_of_it = json.loads(capsys.readouterr().out)["own"]["budget"]["tokens"]
+    assert tokens_of_it == 123 * config.batch.global_size * config.data.sequence_length
 
 
-@pytest.mark.parametrize("extra", [["--mfu", "1.5"], ["--gpus", "7", "--batch.global_size", "16"], ["--stepz", "3"]])
+@pytest.mark.parametrize(
+    "extra", [["--gpus", "0"], ["--gpus", "7", "--batch.global_size", "16"], ["--stepz", "3"], ["--gpus-per-node", "0"]]
+)
 def test_bad_input_is_told(capsys, extra):
-    arguments = ["--config", str(RUNS / "quickstart.yaml"), "--gpus", "1", "--gpu", "h100", *extra]
-    assert main(arguments) == 2
+    assert main(arguments("quickstart", 1, *extra)) == 2
     assert capsys.readouterr().err.startswith("plan: ")
 
 
-def test_every_gpu_has_a_known_peak():
-    from grist_train.metrics import PEAK_FLOPS
-
-    assert {device for device, _ in GPUS.values()} <= set(PEAK_FLOPS)
+def test_tokens_may_be_written_shortly(capsys):
+    assert [tokens(text) for text in ("300B", "1.5t", "1e12", "7k", "20M")] == [3e11, 1.5e12, 1e12, 7e3, 2e7]
+    with pytest.raises(SystemExit):
+        main(arguments("quickstart", 1, "--tokens", "many"))
+    assert "must be a number of tokens" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -171,8 +184,17 @@ def test_duration(seconds, text):
 
 def test_stages_count_with_their_own_sizes():
     stages = (StageConfig(100, sequence_length=4096, global_size=64), StageConfig(150, global_size=32))
-    config = run("moe_1b", **{"steps": 200, "data.sequence_length": 2048, "batch.global_size": 128})
+    config = run(
+        "moe_1b", **{"steps": 200, "data.sequence_length": 2048, "batch.global_size": 128, "batch.micro_size": 2}
+    )
     config = replace(config, data=replace(config.data, stages=stages), model=replace(config.model, context_length=4096))
-    tokens = 100 * 128 * 2048 + 50 * 64 * 4096 + 50 * 32 * 4096
-    assert f"200 steps, {count(tokens)} tokens" in speed_table(config, 8, 1e15, 0.5)
-    assert heaviest(config, 8).data.sequence_length == 4096
+    heavy = heaviest(config, 8)
+    assert heavy.data.sequence_length == 4096
+    own = layout_of(heavy, 8, 8)
+    candidate = Candidate(own, estimate(heavy, own), step_time(heavy, own, H100, Assumptions()))
+    whole = budget(config, candidate, H100, Assumptions(), None, None)
+    assert whole.tokens == 100 * 128 * 2048 + 50 * 64 * 4096 + 50 * 32 * 4096
+    assert whole.cost(8) is None
+    half = budget(config, candidate, H100, Assumptions(), whole.tokens / 2, 3.0)
+    assert half.seconds == pytest.approx(whole.seconds / 2)
+    assert half.cost(8) == pytest.approx(3.0 * 8 * half.seconds / 3600)

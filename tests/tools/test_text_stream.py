@@ -12,7 +12,7 @@ from tiny_house import tokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from grist_data import Tokenizer
-from grist_tools.text_stream import text_of
+from grist_tools.text_stream import text_of, until
 
 BYTE_LEVEL = tokenizer()
 
@@ -54,3 +54,29 @@ def test_a_tokenizer_without_bytes_shows_whole_words():
     pieces = list(text_of(of_words, ids))
     assert len(ids) > 3
     assert pieces == ["grinder ", "grain ", "grinding"]
+
+
+@given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=3), max_size=2), st.integers(1, 4))
+def test_what_is_shown_ends_before_the_first_stop(text, stops, step):
+    pieces = [text[at : at + step] for at in range(0, len(text), step)]
+    shown = list(until(pieces, stops))
+    # As it comes, the first stop is the one that is complete first; among those, the one that begins first.
+    ends = [
+        next((text.find(stop) for stop in stops if text[:end].endswith(stop)), None) for end in range(len(text) + 1)
+    ]
+    assert all(shown)
+    joined = "".join(shown)
+    assert text.startswith(joined)
+    assert not any(stop in joined for stop in stops)
+    assert (joined == text) == all(end is None for end in ends)
+
+
+def test_what_cannot_become_a_stop_is_shown_at_once():
+    taken = []
+    pieces = (taken.append(piece) or piece for piece in ["one ", "two ", "<", "en", "d>", "three"])
+    shown = until(pieces, ["<end>", "<en>"])
+    assert next(shown) == "one "
+    assert next(shown) == "two "
+    assert taken == ["one ", "two "]
+    assert list(shown) == []
+    assert taken == ["one ", "two ", "<", "en", "d>"]

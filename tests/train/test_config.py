@@ -95,3 +95,24 @@ def python_env() -> dict[str, str]:
 
 def test_defaults_make_a_run():
     assert TrainConfig().run_dir == Path("runs/run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"initial": None}, "name its directory as `initial`"),
+        ({"data": {"sequence_length": 64}}, "preferences stand instead of data"),
+        ({"preferences": {"paths": []}}, "need either paths"),
+        ({"preferences": {"paths": ["x"], "contrast": {"source": "shakespeare_dialogues"}}}, "need either paths"),
+        ({"preferences": {"paths": ["x"], "beta": 0.0}}, "beta must be above 0"),
+        ({"preferences": {"paths": ["x"], "label_smoothing": 0.5}}, "below 0.5"),
+        ({"preferences": {"paths": ["x"], "sft_weight": -1.0}}, "sft_weight must be at least 0"),
+        ({"preferences": {"paths": ["x"], "max_tokens": 1}}, "max_tokens must be at least 2"),
+        ({"preferences": {"paths": ["x"], "val_fraction": 1.0}}, "below 1"),
+    ],
+)
+def test_preferences_that_cannot_be_meant_are_refused(tmp_path, changes, words):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"initial": "somewhere", "preferences": {"paths": ["x"]}, **changes}))
+    with pytest.raises(SystemExit, match=words):
+        parse(["--config", str(path)])

@@ -10,59 +10,66 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from grist_tools.console import fail, parser_for, run
-from grist_tools.loading import add_model_options, add_sampling_options, open_model, sampling_of
+from grist_tools.generate import new_ids
+from grist_tools.loading import add_model_options, open_model
+from grist_tools.sampling_options import add_sampling_options, ends_of, sampling_of, stored_generation
+from grist_tools.token_clock import TokenClock
 
 if TYPE_CHECKING:
     from grist_data import Tokenizer
 
 HELP = """\
-/help    this list
-/reset   forget the text so far
-/quit    leave (also Ctrl-D)
-Ctrl-C   stop the model; at the prompt, forget the line
+/help           this list
+/reset          forget the conversation so far
+/system TEXT    begin anew with this system message; without TEXT, show it (models with a chat template)
+/quit           leave (also Ctrl-D)
+Ctrl-C          stop the model; at the prompt, forget the line
 """
 
 
 class Chat:
     """A conversation at a terminal. Lines come from `read(prompt)`, text goes to `write(text)`.
 
-    With a chat template the history is messages; without one it is ids, continued as one text.
+    drawing: arguments of `grist_model.stream`. ends: ids that end an answer; stops: texts that do, besides the tokenizer's.
+    Raises ValueError for a system message without a chat template.
     """
 
     def __init__(
         self,
         model,
         tokenizer: Tokenizer,
-        sampling: dict[str, Any],
+        drawing: dict[str, Any],
         *,
-        template: str | None = None,
         system: str | None = None,
+        ends: Collection[int] = (),
+        stops: Sequence[str] = (),
         read: Callable[[str], str] = input,
         write: Callable[[str], None] = lambda text: print(text, end="", flush=True),
     ) -> None:
+        from grist_data.chat_template import stop_ids
         from grist_eval.completion import room_for_prompt
+        from grist_tools.chat_history import GrowingText, History, Messages
 
+        template = tokenizer.chat_template
         if system is not None and template is None:
             raise ValueError("--system needs a model with a chat template; a base model only continues text")
-        self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
-        self.template, self.system = template, system
+        self.model, self.tokenizer, self.drawing = model, tokenizer, drawing
+        self.ends, self.stops = {*ends, *stop_ids(tokenizer)}, stops
         self.read, self.write = read, write
-        self.room = room_for_prompt(model, sampling["max_new_tokens"])
+        room = room_for_prompt(model, drawing["max_new_tokens"])
+        self.history: History = (
+            GrowingText(tokenizer, room) if template is None else Messages(tokenizer, template, room, system)
+        )
+        self.answers = template is not None
         self.turn = 0
-        self.reset()
-
-    def reset(self) -> None:
-        self.ids: list[int] = []
-        self.messages = [] if self.system is None else [{"role": "system", "content": self.system}]
 
     def run(self) -> None:
         """Read lines until the end of input or /quit."""
-        kind = "answers" if self.template else "continues your text"
-        self.write(f"The model {kind}. /help lists the commands.\n")
+        self.write(f"The model {'answers' if self.answers else 'continues your text'}. /help lists the commands.\n")
         while True:
             try:
                 line = self.read("> ")
@@ -72,67 +79,65 @@ class Chat:
             except KeyboardInterrupt:
                 self.write("\n(Ctrl-D or /quit leaves)\n")
                 continue
-            command = line.strip()
-            if command == "/quit":
+            if line.strip() == "/quit":
                 return
-            if command == "/reset":
-                self.reset()
-                self.write("(forgotten)\n")
-            elif command == "/help":
-                self.write(HELP)
-            elif command.startswith("/"):
-                self.write(f"unknown command {command.split()[0]}\n{HELP}")
+            if line.lstrip().startswith("/"):
+                self._command(*line.strip().partition(" ")[::2])
             else:
                 self.respond(line)
 
-    def respond(self, line: str) -> None:
-        """Take one line from the user and write what the model makes of it."""
-        from grist_tools.text_stream import text_of
+    def _command(self, name: str, rest: str) -> None:
+        if name == "/reset":
+            self.history.reset()
+            self.write("(forgotten)\n")
+        elif name == "/system":
+            self._system(rest.strip())
+        elif name == "/help":
+            self.write(HELP)
+        else:
+            self.write(f"unknown command {name}\n{HELP}")
 
-        prompt_ids = self._answer_prompt(line) if self.template else self._continuation_prompt(line)
-        new: list[int] = []
-        text = ""
+    def _system(self, text: str) -> None:
+        from grist_tools.chat_history import Messages
+
+        if not isinstance(self.history, Messages):
+            self.write("(a base model has no system message)\n")
+        elif text:
+            self.history.system = text
+            self.history.reset()
+            self.write("(a new conversation)\n")
+        else:
+            self.write(f"({self.history.system or 'no system message'})\n")
+
+    def respond(self, line: str) -> None:
+        """Take one line from the user and write what the model makes of it, and how fast."""
+        from grist_tools.text_stream import text_of, until
+
         try:
-            for piece in text_of(self.tokenizer, self._new_ids(prompt_ids[-self.room :], new)):
+            prompt_ids = self.history.ask(line)
+        except ValueError as error:
+            self.write(f"({error})\n")
+            return
+        if self.history.note:
+            self.write(f"({self.history.note})\n")
+        new: list[int] = []
+        text, clock = "", TokenClock()
+        try:
+            for piece in until(text_of(self.tokenizer, clock.of(self._new_ids(prompt_ids, new))), self.stops):
                 text += piece
                 self.write(piece)
         except KeyboardInterrupt:
             self.write(" (stopped)")
-        self.write("\n")
-        if self.template:
-            self.messages.append({"role": "assistant", "content": text})
-        else:
-            self.ids = prompt_ids + new
-
-    def _answer_prompt(self, line: str) -> list[int]:
-        from grist_data.chat_template import conversation_ids
-
-        assert self.template is not None
-        self.messages.append({"role": "user", "content": line})
-        return conversation_ids(self.tokenizer, self.template, self.messages)
-
-    def _continuation_prompt(self, line: str) -> list[int]:
-        # A line typed after the model's text starts a new line of it; an empty line adds nothing.
-        text = "\n" + line if line and self.ids else line
-        begin = self.tokenizer.bos_id if self.tokenizer.bos_id is not None else self.tokenizer.eot_id
-        ids = (self.ids or ([] if begin is None else [begin])) + self.tokenizer.encode(text)
-        if not ids:
-            raise ValueError("nothing to continue: the tokenizer has no end-of-text token, so type something first")
-        return ids
+        self.write(f"\n({clock.report()})\n")
+        self.history.answered(text, new)
 
     def _new_ids(self, prompt_ids: list[int], new: list[int]) -> Iterator[int]:
-        """Draw ids, keeping them in `new` as they come; the stop token is not among them."""
-        from grist_data.chat_template import stop_ids
-        from grist_model import stream
-
-        stops = stop_ids(self.tokenizer)
-        seed = self.sampling["seed"]
+        """Draw ids, keeping them in `new` as they come."""
+        seed = self.drawing["seed"]
         # One seed for every turn would draw the same numbers again and again.
-        sampling = {**self.sampling, "seed": None if seed is None else seed + self.turn}
+        drawing = {**self.drawing, "seed": None if seed is None else seed + self.turn}
         self.turn += 1
-        for id_ in stream(self.model, prompt_ids, stop_ids=stops, **sampling):
-            if id_ in stops:
-                return
+        for id_ in new_ids(self.model, prompt_ids, self.ends, drawing):
             new.append(id_)
             yield id_
 
@@ -149,13 +154,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     with contextlib.suppress(ImportError):  # Windows has none
         import readline  # noqa: F401 - importing it gives input() line editing and a history
-    from grist_data.chat_template import find_template
 
     try:
         model, tokenizer, _ = open_model(options)
-        template = find_template(options.directory, tokenizer)
-        sampling = sampling_of(options, model.config.context_length)
-        Chat(model, tokenizer, sampling, template=template, system=options.system).run()
+        stored = stored_generation(options.directory)
+        drawing = sampling_of(options, stored, model.config.context_length)
+        drawing["prompt_lookup"] = options.prompt_lookup
+        drawing |= {"stop_strings": options.stop, "token_bytes": tokenizer.token_bytes}
+        Chat(model, tokenizer, drawing, system=options.system, ends=ends_of(stored, ()), stops=options.stop).run()
     except (ValueError, OSError) as error:
         return fail("chat", error)
     return 0

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from grist_tools.console import fail, parser_for, run, size
+from grist_tools.sampling_options import stored_generation
 
 if TYPE_CHECKING:
     import torch
@@ -48,10 +49,11 @@ def export(source: str | Path, out: str | Path, format: str) -> Exported:
 
     import grist_model
     from grist_data import Tokenizer
+    from grist_model.hub import local_directory
 
     if format not in FORMATS:
         raise ValueError(f"unknown format {format!r}; there are {', '.join(FORMATS)}")
-    source, out = Path(source), Path(out)
+    source, out = local_directory(source), Path(out)
     if out.exists():
         raise FileExistsError(f"{out} exists; export into a new directory")
     dtype = getattr(torch, FORMATS[format])
@@ -64,9 +66,9 @@ def export(source: str | Path, out: str | Path, format: str) -> Exported:
     expected_BTV = logits(converted, ids_BT)
     tokenizer = Tokenizer.load(source) if (source / "tokenizer.json").is_file() else None
     with _published_at(out) as draft:
-        grist_model.save(converted, draft, tokenizer=tokenizer)
-        for extra in source.glob("*.jinja"):  # chat templates
-            shutil.copy2(extra, draft / extra.name)
+        generation = {key: value for key, value in stored_generation(source).items() if value is not None}
+        grist_model.save(converted, draft, tokenizer=tokenizer, generation=generation)
+        _copy_along(source, draft, FORMATS[format])
         del converted
         _require_equal(logits(grist_model.load(draft), ids_BT), expected_BTV)
     return Exported(
@@ -75,6 +77,18 @@ def export(source: str | Path, out: str | Path, format: str) -> Exported:
         (before_BTV - expected_BTV).abs().max().item(),
         (before_BTV.argmax(-1) == expected_BTV.argmax(-1)).double().mean().item(),
     )
+
+
+def _copy_along(source: Path, draft: Path, dtype: str) -> None:
+    """The card, which then states the new type, licenses and templates."""
+    from grist_model.model_card import with_type
+
+    for pattern in ("LICENSE*", "NOTICE*", "*.jinja"):
+        for extra in source.glob(pattern):
+            shutil.copy2(extra, draft / extra.name)
+    card = source / "README.md"
+    if card.is_file():
+        (draft / card.name).write_text(with_type(card.read_text(encoding="utf-8"), dtype), encoding="utf-8")
 
 
 def probe_ids(config) -> torch.Tensor:

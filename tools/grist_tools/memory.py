@@ -1,8 +1,9 @@
-"""An estimate of one GPU's memory during training, by category, from the run alone.
+"""One rank's memory during training, by formula: for choosing among many layouts, and where nothing can be traced.
 
-It follows what the trainer does (grist_train.distributed, FSDP2): float32 parameters, gradients and optimizer state cut
-over all GPUs; blocks gathered in the compute type one at a time; embedding and head gathered for the whole step.
-What autograd keeps is counted for the fused ops; with GRIST_KERNELS=reference it is several times as much.
+`plan_trace.py` runs the trainer's own step on fake tensors and is what a plan rests on; this is its shorthand, a few
+milliseconds long. It follows what the trainer does (grist_train.distributed, FSDP2) at the moments that compete for the
+peak: when the loss is computed, all activations being there; in the backward of a block; when its gradients, or at the end
+those of embedding and head, are reduced; and in the optimizer's step. A test holds it against traces.
 
 Shape letters: D model width, N query heads, K key/value heads, H head width, E experts, A active experts per token,
 F expert width, V vocabulary.
@@ -11,132 +12,179 @@ F expert width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
+
+from grist_tools.plan_roles import (
+    ACTIVATIONS,
+    COMMUNICATION,
+    DATA,
+    GATHERED,
+    GRADIENTS,
+    LOSS,
+    OPTIMIZER,
+    PARAMETERS,
+    SLACK,
+    UPDATE,
+)
 
 if TYPE_CHECKING:
     from grist_model.config import ModelConfig
+    from grist_tools.plan_layout import Layout
     from grist_train.config import TrainConfig
 
 MASTER_BYTES = 4  # float32 parameters, gradients and optimizer state
-RUNTIME_BYTES = 1.5 * 2**30  # CUDA context, communication and matrix-library workspaces
+RUNTIME_BYTES = 1.5 * 2**30  # CUDA context, communicators and matrix-library workspaces, which torch does not count
 FRAGMENTATION = 0.05  # of what the allocator handed out, lost between blocks
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one GPU. The peak is in the backward pass or in the optimizer step, whichever needs more."""
+    """Bytes of one rank at the peak of a step.
 
-    parameters: float
-    gradients: float
-    optimizer: float
-    gathered: float
-    activations: float
-    loss: float
-    optimizer_step: float
+    Attributes:
+        roles: What they are for (plan_roles.py).
+        phase: What the step is doing then: forward, loss, backward or optimizer step.
+        source: "traced", or "formula" and why.
+        on_gpu: Whether a caching allocator and a CUDA context take their part.
+    """
 
-    def categories(self) -> dict[str, float]:
-        return {
-            "parameters": self.parameters,
-            "gradients": self.gradients,
-            "optimizer state": self.optimizer,
-            "gathered parameters": self.gathered,
-            "activations": self.activations,
-            "loss": self.loss,
-            "optimizer step": self.optimizer_step,
-            "runtime, fragmentation": self.overhead,
-        }
+    roles: dict[str, float]
+    phase: str
+    source: str
+    on_gpu: bool = True
 
     @property
-    def _used(self) -> float:
-        backward = self.gathered + self.activations + self.loss
-        return self.parameters + self.gradients + self.optimizer + max(backward, self.optimizer_step)
+    def used_bytes(self) -> float:
+        """What tensors take."""
+        return sum(self.roles.values())
 
     @property
-    def overhead(self) -> float:
-        return RUNTIME_BYTES + FRAGMENTATION * self._used
+    def slack_bytes(self) -> float:
+        """What the allocator and the runtime take beside it: assumed, not traced."""
+        return RUNTIME_BYTES + FRAGMENTATION * self.used_bytes if self.on_gpu else 0.0
 
     @property
     def peak_bytes(self) -> float:
-        return self._used + self.overhead
+        return self.used_bytes + self.slack_bytes
+
+    def categories(self) -> dict[str, float]:
+        return {**self.roles, SLACK: self.slack_bytes}
 
 
 @dataclass(frozen=True)
-class _Counts:
-    """Parameters by how they are sharded and updated."""
+class Counts:
+    """Parameters by how they are sharded and updated.
+
+    Attributes:
+        total: All.
+        root: Outside the blocks: embedding, last norm, head.
+        dense, experts: Of one block, without its experts and of them.
+        matrices: Inside the blocks, what Muon updates.
+    """
 
     total: int
-    root: int  # outside the blocks: embedding, last norm, head
-    block: int  # one block
-    matrices: int  # inside the blocks, what Muon updates
+    root: int
+    dense: int
+    experts: int
+    matrices: int
 
 
-def estimate(config: TrainConfig, gpus: int, micro_size: int, micro_batches: int) -> Memory:
-    """Memory of one of `gpus` GPUs that puts `micro_batches` micro-batches of `micro_size` sequences through a step."""
-    counts = _count(config.model)
-    value_bytes = 4 if config.compute.dtype == "float32" else 2  # auto is bfloat16 on a GPU
-    sharded = gpus > 1 or value_bytes < MASTER_BYTES  # one float32 rank stays plain, without FSDP
-    tokens = micro_size * config.data.sequence_length
-    muon = config.optimizer.name == "muon"
-    adam_values = counts.total - (counts.matrices if muon else 0)
-    return Memory(
-        parameters=MASTER_BYTES * counts.total / gpus,
-        gradients=_gradients(config, counts, gpus, micro_batches, value_bytes, sharded),
-        optimizer=MASTER_BYTES * (2 * adam_values + (counts.matrices if muon else 0)) / gpus,
-        gathered=_gathered(config, counts, value_bytes) if sharded else 0.0,
-        activations=_activations(config, tokens, value_bytes),
-        loss=_loss(config.model, tokens, value_bytes),
-        # Muon's look-ahead and its orthogonalised update, and the stack it works on in half precision, three deep.
-        optimizer_step=(2 * MASTER_BYTES + 3 * 2) * counts.matrices / gpus if muon else 0.0,
-    )
+def estimate(run: TrainConfig, layout: Layout, on_gpu: bool = True, why: str = "formula") -> Memory:
+    """Memory of one rank of a run with this layout."""
+    run = layout.config(run)
+    counts = counted(run.model)
+    # auto is bfloat16 on a GPU, float32 on a CPU
+    value_bytes = 4 if run.compute.dtype == "float32" or (run.compute.dtype == "auto" and not on_gpu) else 2
+    sharded = layout.gpus > 1 or value_bytes < MASTER_BYTES  # one float32 rank stays plain, without FSDP
+    reduce_bytes = 4 if run.compute.reduce_dtype == "float32" else 2
+    tokens = layout.micro_size * run.data.sequence_length // layout.context_parallel
+    muon = run.optimizer.name == "muon"
+    shard = MASTER_BYTES * counts.total / layout.shards
+    unit = counts.dense + counts.experts / layout.expert_parallel  # what a rank gathers for one block
+
+    always = {
+        PARAMETERS: shard,
+        OPTIMIZER: shard * (2 - (counts.matrices / counts.total if muon else 0)),
+        DATA: 16.0 * tokens * layout.micro_batches,
+    }
+    waits = not run.compute.reduce_every_micro_batch and sharded
+    whole = reduce_bytes * (counts.root + unit * run.model.layers)
+    before = (whole if waits else shard) if layout.micro_batches > 1 else 0.0
+    blocks = 0.0 if not sharded else value_bytes * unit * (1 if layout.reshard_after_forward else run.model.layers)
+    root = value_bytes * counts.root if sharded else 0.0
+    layer = tokens * saved_bytes_per_token(run.model, value_bytes, layout.expert_parallel > 1)
+    kept = layer * run.model.layers
+    if layout.activation_checkpointing == "block":
+        kept = tokens * run.model.width * value_bytes * run.model.layers
+    weight_gradient, hidden_gradient, logits = _loss(run.model, tokens, value_bytes, on_gpu)
+
+    at_loss = {
+        **always,
+        GRADIENTS: before,
+        GATHERED: root + (0.0 if layout.reshard_after_forward else blocks),
+        ACTIVATIONS: kept,
+        LOSS: weight_gradient + hidden_gradient + logits,
+    }
+    arriving = before + (value_bytes * (counts.root / 2 + unit) if sharded else shard)  # the head's, and one block's
+    one_more = 0.0 if layout.reshard_after_forward else blocks
+    in_block = {
+        **always,
+        GRADIENTS: arriving,
+        GATHERED: root + max(blocks / (1 if layout.reshard_after_forward else run.model.layers), one_more),
+        ACTIVATIONS: kept + layer * (2 if layout.activation_checkpointing == "block" else 1),
+    }
+    in_reduction = {
+        **always,
+        GRADIENTS: arriving,
+        GATHERED: root + one_more,
+        COMMUNICATION: reduce_bytes * unit if sharded else 0.0,
+        ACTIVATIONS: kept,
+    }
+    at_the_end = {
+        **always,
+        GRADIENTS: max(before, shard) + (value_bytes * counts.root if sharded else 0.0),
+        COMMUNICATION: reduce_bytes * counts.root if sharded else 0.0,
+    }
+    in_update = {
+        **always,
+        GRADIENTS: shard,
+        # Muon's look-ahead and its orthogonalised update, and the stack that it works on, three deep.
+        UPDATE: (2 * MASTER_BYTES + 3 * (2 if on_gpu else 4)) * counts.matrices / layout.shards if muon else 0.0,
+    }
+    moments = [
+        ("loss", at_loss),
+        ("backward", in_block),
+        ("backward", in_reduction),
+        ("backward", at_the_end),
+        ("optimizer step", in_update),
+    ]
+    phase, held = max(moments, key=lambda moment: sum(moment[1].values()))
+    return Memory({role: size for role, size in held.items() if size}, phase, why, on_gpu)
 
 
-def _count(model: ModelConfig) -> _Counts:
+@cache
+def counted(model: ModelConfig) -> Counts:
+    """The parameters of a model, counted on a copy without storage."""
     import grist_model
+    from grist_model.moe import Experts
     from grist_train.optimizer import roles
 
     built = grist_model.build(model, device="meta")
     total = sum(parameter.numel() for parameter in built.parameters())
     blocks = sum(parameter.numel() for parameter in built.blocks.parameters())
+    experts = sum(p.numel() for m in built.modules() if isinstance(m, Experts) for p in m.parameters())
     matrices = sum(parameter.numel() for parameter in roles(built).matrices)
-    return _Counts(total, total - blocks, blocks // model.layers, matrices)
+    dense = (blocks - experts) // model.layers
+    return Counts(total, total - blocks, dense, experts // model.layers, matrices)
 
 
-def _gradients(
-    config: TrainConfig, counts: _Counts, gpus: int, micro_batches: int, value_bytes: int, sharded: bool
-) -> float:
-    reduced = MASTER_BYTES * counts.total / gpus
-    if not sharded:
-        return reduced
-    # One block's gradients on their way: whole in the compute type, and packed for the reduction.
-    reduce_bytes = 4 if config.compute.reduce_dtype == "float32" else 2
-    on_the_way = (value_bytes + reduce_bytes) * max(counts.block, counts.root)
-    if micro_batches > 1 and not config.compute.reduce_every_micro_batch:
-        # Between micro-batches whole gradients wait, in the type of the reduction, for the last one.
-        return reduced + reduce_bytes * counts.total + on_the_way
-    return reduced + on_the_way
-
-
-def _gathered(config: TrainConfig, counts: _Counts, value_bytes: int) -> float:
-    if not config.compute.reshard_after_forward:
-        return value_bytes * counts.total
-    # The root's parameters stay for the whole step; of the blocks, the one at work and the one fetched ahead, and for
-    # the latter the buffer it arrives in.
-    return value_bytes * (counts.root + 3 * counts.block)
-
-
-def _activations(config: TrainConfig, tokens: int, value_bytes: int) -> float:
-    layer = tokens * saved_bytes_per_token(config.model, value_bytes)
-    inputs = tokens * config.model.width * value_bytes
-    if config.compute.activation_checkpointing == "block":
-        return config.model.layers * inputs + layer
-    return config.model.layers * layer + inputs
-
-
-def saved_bytes_per_token(model: ModelConfig, value_bytes: int) -> float:
+def saved_bytes_per_token(model: ModelConfig, value_bytes: int, rows_travel: bool = False) -> float:
     """What one block keeps of one token until its backward pass.
 
     attention  3 D (residual, normed, new residual) + D (normed for the feed-forward) + 2 N H + 2 K H, N log-sums
-    experts    A (D + 3 F): rows by expert, gate and up, activation; dense and shared experts alike without the D
+    experts    A 2 F: gate and up of each chosen expert, and A D for rows that came from other ranks
+    dense      3 F: gate, up and the activation; the same of a shared expert
     router     D in float32, E logits and probabilities, A ids and weights
     """
     D, F, A, E = model.width, model.expert_width, model.active_experts, model.experts
@@ -144,18 +192,18 @@ def saved_bytes_per_token(model: ModelConfig, value_bytes: int) -> float:
     values = 4 * D + 2 * model.heads * H + 2 * model.kv_heads * H
     float32_values = model.heads
     if E:
-        values += A * (D + 3 * F) + 3 * model.shared_expert_width
-        float32_values += (D if value_bytes < 4 else 0) + 2 * E + 4 * A
+        values += A * (2 * F + (D if rows_travel else 0)) + 3 * model.shared_expert_width
+        float32_values += (D if value_bytes < 4 else 0) + 2 * E + 6 * A
     else:
         values += 3 * F
     return values * value_bytes + 4 * float32_values
 
 
-def _loss(model: ModelConfig, tokens: int, value_bytes: int) -> float:
-    """A chunk of logits, turned into their gradient in place; the gradients of weight (float32) and hidden, which wait for the
-    backward, and their scaled copies, which are made when the logits are gone."""
+def _loss(model: ModelConfig, tokens: int, value_bytes: int, on_gpu: bool) -> tuple[float, float, float]:
+    """Gradients of weight (float32) and hidden, made in the forward, and a chunk of logits that becomes its own gradient."""
     from grist_kernels.linear_cross_entropy.chunks import chunks
 
-    rows = chunks(tokens, model.vocab_size, value_bytes, "cuda")[0].stop
-    weight, hidden = model.vocab_size * model.width, tokens * model.width
-    return max(rows * model.vocab_size, weight + hidden) * value_bytes + 4 * weight + hidden * value_bytes
+    rows = chunks(tokens, model.vocab_size, value_bytes, "cuda" if on_gpu else "cpu")[0].stop
+    copies = 1 if on_gpu else 2  # plain PyTorch makes the logarithms beside the logits
+    logits = copies * rows * model.vocab_size * value_bytes
+    return 4.0 * model.vocab_size * model.width, float(tokens * model.width * value_bytes), float(logits)

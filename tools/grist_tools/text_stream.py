@@ -1,9 +1,9 @@
-"""Tokens to text as they come, without ever showing half a character."""
+"""Tokens to text as they come, without ever showing half a character, or a part of what ends the text."""
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,6 +36,29 @@ def text_of(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
             shown = whole_words
     if text[shown:]:
         yield text[shown:]
+
+
+def until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+    """The text up to, and without, the first of the stops; what may become one waits until it is known."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        found = [at for at in (held.find(stop) for stop in stops) if at >= 0]
+        if found:
+            if min(found):
+                yield held[: min(found)]
+            return
+        ready = len(held) - max((_overlap(held, stop) for stop in stops), default=0)
+        if ready:
+            yield held[:ready]
+            held = held[ready:]
+    if held:
+        yield held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many of the last characters of a text may be the first ones of a stop."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def _spells_bytes(tokenizer: Tokenizer) -> bool:

@@ -41,99 +41,128 @@ def run(config: TrainConfig, world: World) -> None:
     """One rank's part of a run."""
     import grist_model
     from grist_train import distributed, optimizer
+    from grist_train.bad_steps import BadSteps
     from grist_train.checkpoint import Checkpoints
-    from grist_train.data import open_batches, open_data, stage_starts
     from grist_train.expert_parallel import check_layout
-    from grist_train.finish import finish, validate
+    from grist_train.finish import finish
     from grist_train.guard import StopRequest
-    from grist_train.initial import check_tokenizer, fill, with_initial_model
-    from grist_train.loss import language_model_loss, step_values
+    from grist_train.initial import add_adapters, check_base, fill, with_initial_model
+    from grist_train.loss import step_values
     from grist_train.metrics import Metrics
     from grist_train.sample_log import SampleLog
     from grist_train.schedule import multiplier
     from grist_train.setup import announce, resumable
+    from grist_train.step_guard import StepGuard, arm
+    from grist_train.tasks import open_task
 
     config = with_initial_model(config, world)
     check_layout(config.model, config.compute, world.size)
 
-    # 1) Text -> tokens, prepared once; later runs open what is there. Batches go on where the newest checkpoint left them.
-    data = open_data(config, world)
-    check_tokenizer(config, data.tokenizer)
+    # 1) Text -> tokens, prepared once; later runs open what is there. Or pairs of answers, read into memory.
+    task = open_task(config, world)
     checkpoints = Checkpoints(
         config.run_dir / "checkpoints", world, config.checkpoint.keep_last, config.checkpoint.asynchronous
     )
     state = checkpoints.read_state(checkpoints.steps()[-1]) if checkpoints.steps() else None
-    starts = stage_starts(config.phases, state)
-    batches = open_batches(config, world, data, starts, state)
+
+    check_base(config, state)
 
     # 2) Model: shapes first, then sharding, then storage, then values: drawn from the seed, or those of another model.
     model = grist_model.build(config.model, device="meta")
+    add_adapters(model, config, world)
     distributed.prepare_blocks(model, config.compute)
     distributed.shard(model, world, config.compute)
     model.to_empty(device=world.device)
     fill(model, config, resuming=state is not None)
     optimizers = optimizer.build(model, config.optimizer)
-    parameters = list(model.parameters())
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-    # 3) Resume from the newest checkpoint of this run, if there is one.
+    # 3) Resume from the newest checkpoint of this run, if there is one; batches go on where it left them.
     step = 0
+    batches = task.batches(model, state)
     if state is not None:
         step = state["step"]
         checkpoints.load(step, model, optimizers)
     announce(config, world, model, step)
 
     # 4) The loop.
-    metrics = Metrics(config, world, state)
+    guard = StepGuard(config.guard, world.device, state)
+    bad = BadSteps(config, world, task.describe, state)
+    metrics = Metrics(config, world, state, task.figures, bad.read)
     seen = SampleLog(config, world, step)
     last_step = min(config.steps, config.stop_at or config.steps)
     reduce_sum = functools.partial(distributed.sum_on_device, world=world)
     stopped, held_out_loss = False, None
     with StopRequest() as stop:
         while step < last_step and not stopped:
+            first = batches.position
+            micro_batches = next(batches)
+            if step + 1 in bad.left_out:
+                step += 1
+                continue
+            bad.begin(step + 1, first, batches.position)
+            seen.record(step + 1, batches, micro_batches)
             rate = multiplier(step, config.steps, config.schedule)
             optimizer.set_learning_rate(optimizers, rate, step, config.optimizer)
-            micro_batches = next(batches)
-            seen.record(step + 1, batches, micro_batches)
-            tokens = sum(batch.ids_BT.numel() for batch in micro_batches) * world.size
-            local_valid = sum(batch.n_valid_tokens for batch in micro_batches)
-            valid_tokens, stop_votes = distributed.sum_on_host([local_valid, int(stop.reason is not None)], world)
+            local_tokens = sum(batch.ids_BT.numel() for batch in micro_batches)
+            local_counted = sum(batch.n_valid_tokens for batch in micro_batches)  # targets, or pairs
+            votes = [local_tokens, local_counted, int(stop.reason is not None)]
+            tokens, counted, stop_votes = distributed.sum_on_host(votes, world)
             stopped = stop_votes > 0
+            counted = max(counted, 1)  # rows cut out of conversations may hold no answer at all: nothing is learned
 
             results = []
             for i, batch in enumerate(micro_batches):
                 distributed.set_last_micro_batch(model, i == len(micro_batches) - 1, config.compute)
-                result = language_model_loss(model, config.model, batch, valid_tokens, tokens)
+                result = task.loss(model, batch, counted, tokens)
                 result.objective.backward()
                 results.append(result)
 
             grad_norm = optimizer.clip_gradients(parameters, config.optimizer.clip)
+            values = step_values(results, grad_norm, counted, tokens, config.model, reduce_sum)
+            skip = guard.judge(values[0], values[1])
+            arm(optimizers, skip)
             for each in optimizers:
                 each.step()
                 each.zero_grad()
             step += 1
 
-            values = step_values(results, grad_norm, valid_tokens, tokens, config.model, reduce_sum)
-            if config.model.balance == "bias" and config.model.experts:
-                model.update_selection_bias(values[4 + config.model.layers :].view(config.model.layers, -1))
-            metrics.step(step, config.optimizer.lr * rate, tokens, micro_batches[0].ids_BT.shape[1], values)
+            if config.model.balance == "bias" and config.model.experts and config.lora is None:
+                assignments = config.model.layers * config.model.experts
+                model.update_selection_bias((values[-assignments:] * ~skip).view(config.model.layers, -1))
+            metrics.step(step, config.optimizer.lr * rate, tokens, micro_batches[0].ids_BT.shape[1], values, skip)
+            evaluate = task.has_held_out and config.evaluation_due(step)
+            save = config.checkpoint.every and step % config.checkpoint.every == 0 and step < config.steps
+            if evaluate or save:
+                metrics.flush()
+            if bad.too_many:
+                state = bad.roll_back(model, optimizers, checkpoints, batches)
+                step = state["step"]
+                metrics.close()
+                seen.close()
+                guard = StepGuard(config.guard, world.device, state)
+                metrics = Metrics(config, world, state, task.figures, bad.read)
+                seen = SampleLog(config, world, step)
+                metrics.say(f"back to step {step}; left out from here on: steps {sorted(bad.left_out)}")
+                continue
 
             held_out_loss = None
-            if data.held_out and config.evaluation_due(step):
+            if evaluate:
                 metrics.pause()
-                result = validate(model, data, batches.sequence_length, config, world)
+                result = task.validate(model)
                 held_out_loss = result["loss"]
                 metrics.validation(step, result)
                 metrics.resume()
             checkpoints.poll()
-            if config.checkpoint.every and step % config.checkpoint.every == 0 and step < config.steps:
-                metrics.flush()  # nothing unread may be NaN when its weights are saved
-                checkpoints.save(
-                    step, model, optimizers, resumable(step, batches, starts, metrics, held_out_loss, config)
-                )
+            if save:
+                rest = resumable(step, task, metrics, held_out_loss, config) | guard.state_dict() | bad.state_dict()
+                checkpoints.save(step, model, optimizers, rest)
 
         # 5) The last checkpoint; a run that was stopped ends here and goes on when the same command is run again.
         metrics.flush()
-        checkpoints.save(step, model, optimizers, resumable(step, batches, starts, metrics, held_out_loss, config))
+        bad.require_few()
+        rest = resumable(step, task, metrics, held_out_loss, config) | guard.state_dict() | bad.state_dict()
+        checkpoints.save(step, model, optimizers, rest)
         saved = checkpoints.wait()
         if not saved:
             raise SystemExit(f"error: the last checkpoint (step {step}) could not be written; see the message above")
@@ -145,7 +174,7 @@ def run(config: TrainConfig, world: World) -> None:
         return
 
     # 6) Held-out figures, the portable directory, samples and curves.
-    finish(model, data, batches.sequence_length, checkpoints, metrics, config, world)
+    finish(model, task, checkpoints, metrics, config, world)
     metrics.say(
         f"{metrics.seconds:.0f} s. Portable model: {config.run_dir / 'model'}; samples: {config.run_dir / 'samples.txt'}"
     )

@@ -1,6 +1,7 @@
 """Resumable checkpoints: `checkpoints/step-N`, written by torch.distributed.checkpoint, made valid by one rename.
 
-A checkpoint holds tensors (parameters, buffers, optimizer state) in DCP's sharded format and everything else in `state.json`.
+A checkpoint holds tensors (what is trained of the parameters, buffers, optimizer state) in DCP's sharded format and everything
+else in `state.json`.
 It is written under `.step-N.partial`; a folder called `step-N` is therefore always whole. It loads on any number of ranks.
 """
 
@@ -198,15 +199,15 @@ class Checkpoints:
                 f"{self.path(step)} does not fit this run ({_reason(error)}). Use the configuration it was made with, "
                 "or another --name for a fresh run"
             ) from error
-        model.load_state_dict(tensors["model"])
+        model.load_state_dict(tensors["model"], strict=False)
         set_optimizer_state_dict(model, optimizers, tensors["optimizer"], options=_OPTIONS)
         return state
 
     def load_weights(self, step: int, model: nn.Module) -> None:
-        """Read only the parameters of a checkpoint."""
-        tensors = {"model": model.state_dict()}
+        """Read only the parameters of a checkpoint, those that are trained."""
+        tensors = {"model": _trained(model)}
         dcp.load(tensors, checkpoint_id=str(self.path(step)), **self._peers())
-        model.load_state_dict(tensors["model"])
+        model.load_state_dict(tensors["model"], strict=False)
 
 
 _OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True)
@@ -215,7 +216,13 @@ _OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True)
 def _tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
     """Everything that DCP stores. Keys are parameter names, so that they mean the same on any number of ranks."""
     optimizer = get_optimizer_state_dict(model, optimizers, options=_OPTIONS)
-    return {"model": model.state_dict(), "optimizer": optimizer}
+    return {"model": _trained(model), "optimizer": optimizer}
+
+
+def _trained(model: nn.Module) -> dict[str, Any]:
+    """The state dict without frozen parameters, which a run with adapters finds where it found them at first."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
 def _reason(error: BaseException | None) -> str:

@@ -19,7 +19,10 @@ from typing import Any, Literal
 import yaml
 
 from grist_model.config import ModelConfig
+from grist_model.lora_config import LoraConfig
 from grist_train.data_config import BatchConfig, DataConfig, Phase, check_data, check_lengths, phases
+from grist_train.guard_config import GuardConfig, check_guard
+from grist_train.preference_config import PreferenceConfig, check_preferences
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,8 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Texts written to `RUN/samples.txt` after training; no prompts, no samples."""
+    """Texts written to `RUN/samples.txt` after training; no prompts, no samples. A run that trains answers in conversations
+    takes the prompts for a user's messages, and writes answers."""
 
     prompts: tuple[str, ...] = ()
     max_new_tokens: int = 120
@@ -152,6 +156,8 @@ class TrainConfig:
         steps: Optimizer steps.
         initial: Portable directory, or hf://owner/name, whose weights the run begins with; None draws them from the seed. The
             model is then the one that is there: of `model` only what concerns training counts (balance, weights of losses).
+        lora: Train low-rank adapters of that model instead of its weights; None trains the weights.
+        preferences: Train on pairs of answers (DPO) instead of on the tokens of `data`; sizes of a batch are then pairs.
         stop_at: Stop, checkpoint and exit after this step as if interrupted; the schedule still spans `steps`.
         device: auto (CUDA, else MPS, else CPU), cuda, mps or cpu.
         log_every: Steps between reads of the loss from the device; every step is recorded all the same.
@@ -161,16 +167,19 @@ class TrainConfig:
     out: str = "runs"
     seed: int = 0
     initial: str | None = None
+    lora: LoraConfig | None = None
     steps: int = 100
     stop_at: int | None = None
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     log_every: int = 10
     data: DataConfig = field(default_factory=DataConfig)
+    preferences: PreferenceConfig | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
@@ -183,6 +192,9 @@ class TrainConfig:
             f"optimizer.muon_iterations must be 1 to 5, but is {self.optimizer.muon_iterations}",
         )
         check_data(self.data, self.batch)
+        check_guard(self.guard)
+        if self.preferences is not None:
+            self._check_preferences(self.preferences)
         _require(
             self.checkpoint.keep_last >= 1,
             f"checkpoint.keep_last must be at least 1, but is {self.checkpoint.keep_last}: a resumable run needs one",
@@ -191,6 +203,8 @@ class TrainConfig:
             self.compute.expert_parallel >= 1,
             f"compute.expert_parallel must be at least 1, but is {self.compute.expert_parallel}",
         )
+        if self.lora is not None:
+            self._check_lora()
         if self.initial is None:  # else the model is not known yet: initial.py checks when it is
             self.check_model()
         if self.checkpoint.portable == "best":
@@ -201,9 +215,21 @@ class TrainConfig:
                 f"({every}) a multiple of evaluate.every ({evaluate})",
             )
 
+    def _check_lora(self) -> None:
+        _require(
+            self.initial is not None,
+            "lora adapts a model that is there: give its directory, or hf://owner/name, as initial",
+        )
+        _require(
+            self.optimizer.name == "adamw",
+            f"lora trains its matrices with AdamW, but optimizer.name is {self.optimizer.name}: set it to adamw (an "
+            "orthogonalised update of A and B apart is not one of their product)",
+        )
+
     def check_model(self) -> None:
         """Whether the rest fits the model. Raises ValueError."""
-        check_lengths(self.phases, self.model.context_length)
+        if self.preferences is None:
+            check_lengths(self.phases, self.model.context_length)
         ranks, experts = self.compute.expert_parallel, self.model.experts
         if ranks > 1:
             _require(
@@ -214,6 +240,18 @@ class TrainConfig:
                 experts % ranks == 0,
                 f"compute.expert_parallel {ranks} does not divide model.experts {experts}: use a divisor of it",
             )
+
+    def _check_preferences(self, preferences: PreferenceConfig) -> None:
+        check_preferences(preferences)
+        _require(
+            self.initial is not None,
+            "preferences need a model that answers already: name its directory as `initial`",
+        )
+        _require(self.data == DataConfig(), "preferences stand instead of data: give one or the other")
+        _require(
+            self.checkpoint.portable == "last" or preferences.val_fraction > 0,
+            "checkpoint.portable=best needs pairs that are held out: set preferences.val_fraction above 0",
+        )
 
     def evaluation_due(self, step: int) -> bool:
         """Whether to evaluate after `step`. The end of a run evaluates everything anyway, so the last step only needs the

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from grist_data import Batches, Shards, Tokenizer
-from grist_data.manifest import read_manifest
+from grist_data.manifest import DATASET_FILE, read_manifest
 from grist_data.mixture import Mixture, Stage
-from grist_data.prepare import prepare
+from grist_data.prepare import PrepareConfig, prepare
 from grist_train.config import TrainConfig
 from grist_train.data_config import Phase
 from grist_train.distributed import World, barrier
@@ -37,7 +37,7 @@ def open_data(config: TrainConfig, world: World) -> Data:
     if world.is_main:
         for source in sources.values():
             if source.prepare is not None:
-                prepare(dataclasses.replace(source.prepare, out=source.directory))
+                _prepare(dataclasses.replace(source.prepare, out=source.directory))
     barrier(world)
     directories = {name: Path(source.directory) for name, source in sources.items()}
     first = next(iter(directories.values()))
@@ -64,6 +64,15 @@ def open_data(config: TrainConfig, world: World) -> Data:
         if world.is_main:
             print(f"{where} has no validation split: nothing will be evaluated", file=sys.stderr)
     return Data(tokenizer, train, held_out)
+
+
+def _prepare(config: PrepareConfig) -> None:
+    try:
+        prepare(config)
+    except ValueError as error:
+        if not (Path(config.out) / DATASET_FILE).is_file():
+            raise
+        raise ValueError(f"{error}; or, to train on what is there, say so with --data.prepare null") from error
 
 
 def check_batch(phase: Phase, world: World) -> int:

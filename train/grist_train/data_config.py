@@ -66,7 +66,8 @@ class DataConfig:
 
     Attributes:
         directory: The token dataset. It is prepared here first when `prepare` is given and it does not exist yet.
-        prepare: How to make the dataset from text; None when `directory` was prepared beforehand.
+        prepare: How to make the dataset from text; None when `directory` was prepared beforehand. With `tokenizer: initial` it
+            is made with the tokenizer of the run's initial model.
         sources: Instead of `directory`, several datasets by name, drawn by weight.
         stages: Changes of weights, sequence length and batch size on the way.
         sequence_length: T, tokens a sample.

@@ -20,7 +20,9 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import grist_kernels
 from grist_model.config import ModelConfig
+from grist_model.lora_layers import LoraExperts
 from grist_model.moe import Experts
+from grist_model.rows import collect, sort_by_expert, spread
 from grist_train.config import ComputeConfig
 
 
@@ -60,11 +62,18 @@ def expert_mesh(device_type: str, world_size: int, ranks: int) -> DeviceMesh:
 def distribute_experts(experts: Experts, mesh: DeviceMesh) -> None:
     """Keep this rank's experts, and let `forward` send tokens to where their experts are. For parameters on "meta".
 
+    Raises ValueError for experts with adapters.
+
     Parameters become DTensors of the whole (E, ...) on `mesh["expert"]`, so that checkpoints hold the same tensors whatever
     the layout. Afterwards shard them over `mesh["expert_data"]` with `shard_dimension`.
     """
+    if isinstance(experts, LoraExperts):
+        raise ValueError(
+            "compute.expert_parallel does not share adapters of experts out: set it to 1, or lora.targets to attention"
+        )
     for name, parameter in list(experts.named_parameters(recurse=False)):
-        setattr(experts, name, nn.Parameter(distribute_tensor(parameter.data, mesh["expert"], [Shard(0)])))
+        shard = distribute_tensor(parameter.data, mesh["expert"], [Shard(0)])
+        setattr(experts, name, nn.Parameter(shard, requires_grad=parameter.requires_grad))
     group = mesh.get_group("expert")
 
     # Sizes that depend on data, and collectives with a backward: a compiled block breaks its graph here.
@@ -90,11 +99,9 @@ def _forward(experts: Experts, group: dist.ProcessGroup, x_RD: Tensor, ids_RA: T
     The expert's side multiplies by the routed weight: its kernel needs no copy of its results for the weight's gradient, and
     what comes back is only summed, so that nothing but the rows received is kept for the backward.
     """
-    order_N = ids_RA.flatten().argsort(stable=True)  # sorted by expert is sorted by rank
-    place_RA = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(order_N.numel(), device=order_N.device))
-    place_RA = place_RA.view(ids_RA.shape)
+    order_N, place_RA, _ = sort_by_expert(ids_RA, experts.w_down.shape[0])  # sorted by expert is sorted by rank
     routes = _agree(ids_RA, experts.w_down.shape[0], group)
-    x_ND = _Spread.apply(x_RD, order_N, place_RA)
+    x_ND = spread(x_RD, order_N, place_RA)
     x_MD, weight_M = _Exchange.apply(routes, x_ND, weights_RA.flatten().index_select(0, order_N))
     y_MD = grist_kernels.moe(
         x_MD,
@@ -108,7 +115,7 @@ def _forward(experts: Experts, group: dist.ProcessGroup, x_RD: Tensor, ids_RA: T
         limit=experts.limit,
     )
     (y_ND,) = _Exchange.apply(routes.reverse(), y_MD)
-    return _Collect.apply(y_ND, order_N, place_RA)
+    return collect(y_ND, order_N, place_RA)
 
 
 def _local(parameter: Tensor) -> Tensor:
@@ -165,41 +172,3 @@ class _Exchange(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, *gradients: Tensor):
         return None, *(_exchange(part, ctx.routes.reverse()) for part in gradients)
-
-
-class _Spread(torch.autograd.Function):
-    """(R, D) -> (N, D): a token's row for each of its experts. Not x[order // A], whose gradient is a sum by atomics."""
-
-    @staticmethod
-    def forward(ctx, x_RD: Tensor, order_N: Tensor, place_RA: Tensor) -> Tensor:
-        ctx.save_for_backward(place_RA)
-        return _copies(x_RD, order_N, place_RA)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, d_ND: Tensor):
-        (place_RA,) = ctx.saved_tensors
-        return _sums(d_ND, place_RA), None, None
-
-
-class _Collect(torch.autograd.Function):
-    """(N, D) -> (R, D): the sum of a token's rows, in float32 and in the order of its experts; the transpose of _Spread."""
-
-    @staticmethod
-    def forward(ctx, y_ND: Tensor, order_N: Tensor, place_RA: Tensor) -> Tensor:
-        ctx.save_for_backward(order_N, place_RA)
-        return _sums(y_ND, place_RA)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, d_RD: Tensor):
-        return _copies(d_RD, *ctx.saved_tensors), None, None
-
-
-def _copies(x_RD: Tensor, order_N: Tensor, place_RA: Tensor) -> Tensor:
-    return x_RD[order_N // place_RA.shape[1]]
-
-
-def _sums(y_ND: Tensor, place_RA: Tensor) -> Tensor:
-    wide = torch.float64 if y_ND.dtype == torch.float64 else torch.float32
-    return y_ND[place_RA].sum(1, dtype=wide).to(y_ND.dtype)

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 import grist_model
 from grist_data import Tokenizer
+from grist_data.chat_template import stop_ids
 from grist_eval.bits_per_byte import bits_per_byte, together
 from grist_eval.samples import draw_samples, write_samples
+from grist_model.adapters import write_adapter
+from grist_model.lora import adapter_tensors, merged, shape_of
+from grist_model.model_card import write_card
 from grist_model.transformer import Transformer
 from grist_train import curves
+from grist_train.card import card_facts
 from grist_train.checkpoint import Checkpoints, write_json
 from grist_train.config import EvaluateConfig, TrainConfig
 from grist_train.data import Data
 from grist_train.distributed import World, barrier, full_state_dict
 from grist_train.metrics import Metrics
+
+if TYPE_CHECKING:
+    from grist_train.tasks import NextToken, Preference
 
 
 def validate(
@@ -50,19 +60,29 @@ def validate(
 
 
 def write_portable(model: Transformer, tokenizer: Tokenizer, config: TrainConfig, world: World) -> Path:
-    """`RUN/model`: the Hugging Face directory of the model's family, gathered from all ranks and written by the first."""
+    """`RUN/model`: the Hugging Face directory of the model's family, gathered from all ranks and written by the first.
+
+    With `lora`, `RUN/adapter` in PEFT's format as well, and the model with the adapters folded in.
+    """
     directory = config.run_dir / "model"
     state = full_state_dict(model, world)
     if world.is_main:
-        grist_model.save(state, directory, tokenizer=tokenizer, config=config.model)
+        if config.lora is not None:
+            shape = shape_of(model)
+            pairs = adapter_tensors(state, config.model, shape)
+            write_adapter(pairs, shape, config.model, config.run_dir / "adapter", base=config.initial)
+            state = merged(state, config.model, shape)
+        ends = {} if tokenizer.chat_template is None else {"eos_token_id": sorted(stop_ids(tokenizer))}
+        grist_model.save(
+            state, directory, tokenizer=tokenizer, config=config.model, dtype=torch.float32, generation=ends
+        )
     barrier(world)
     return directory
 
 
 def finish(
     model: Transformer,
-    data: Data,
-    sequence_length: int,
+    task: NextToken | Preference,
     checkpoints: Checkpoints,
     metrics: Metrics,
     config: TrainConfig,
@@ -75,20 +95,22 @@ def finish(
     best = checkpoints.best()
     if config.checkpoint.portable == "best" and best is not None:
         checkpoints.load_weights(best["step"], model)
-    result = validate(model, data, sequence_length, config, world, final=True) if data.held_out else None
-    directory = write_portable(model, data.tokenizer, config, world)
+    result = task.validate(model, final=True) if task.has_held_out else None
+    directory = write_portable(model, task.tokenizer, config, world)
     if world.is_main:
         if result is not None:
             write_json(config.run_dir / "evaluation.json", result)
             metrics.validation(config.steps, result)
+        write_card(directory, card_facts(config, result, metrics.tokens))
         if config.sample.prompts:
             portable = grist_model.load(directory, device=world.device)
             samples = draw_samples(
                 portable,
-                data.tokenizer,
+                task.tokenizer,
                 config.sample.prompts,
                 max_new_tokens=config.sample.max_new_tokens,
                 device=str(world.device),
+                chat=task.of_answers and task.tokenizer.chat_template is not None,
             )
             write_samples(samples, config.run_dir / "samples.txt")
         curves.plot(config.run_dir / "metrics.jsonl", config.run_dir / "curves.png")

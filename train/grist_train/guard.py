@@ -42,16 +42,7 @@ class StopRequest:
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss or the gradient norm is NaN or infinite; the run stops before anything worse is saved."""
-
-
-def require_finite(step: int, loss: float, grad_norm: float) -> None:
-    """Raise NonFiniteLossError for a step whose loss or gradient norm is not a finite number."""
-    if not (abs(loss) < float("inf") and abs(grad_norm) < float("inf")):
-        raise NonFiniteLossError(
-            f"step {step}: loss {loss}, gradient norm {grad_norm}. The checkpoints before it are intact; try a lower "
-            "learning rate, a longer warmup or gradient clipping (optimizer.lr, schedule.warmup_steps, optimizer.clip)"
-        )
+    """Too many steps in a row could not be used; the run stops before anything worse is saved."""
 
 
 def is_for_the_user(error: BaseException) -> bool:

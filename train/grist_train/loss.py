@@ -10,6 +10,7 @@ import torch
 from grist_data import Batch
 from grist_kernels import linear_cross_entropy
 from grist_model.config import ModelConfig
+from grist_model.moe import RouterStats
 from grist_model.transformer import Transformer
 
 
@@ -19,15 +20,17 @@ class MicroBatchResult:
 
     Attributes:
         objective: Scalar to call `backward` on, already divided by the step's global counts.
-        sums: (3,) float32: cross entropy in nats, balance loss, router z-loss.
+        sums: (3,) float32: the loss (cross entropy in nats), balance loss, router z-loss.
         tokens_per_expert_LE: Assignments, or None in a dense model.
         entropy_sum_L: Router entropy in nats summed over tokens, or None.
+        figures: (n,) float32, what else is measured, summed over what the loss counts, or None.
     """
 
     objective: torch.Tensor
     sums: torch.Tensor
     tokens_per_expert_LE: torch.Tensor | None
     entropy_sum_L: torch.Tensor | None
+    figures: torch.Tensor | None = None
 
 
 def language_model_loss(
@@ -42,10 +45,7 @@ def language_model_loss(
     Dividing by global counts, not by those of a micro-batch, is what makes the gradient independent of how a step is cut into
     micro-batches and ranks.
     """
-    if config.experts == 0:
-        hidden_BTD, router = model.hidden(batch.ids_BT, cu_seqlens=batch.cu_seqlens), None
-    else:
-        hidden_BTD, router = model.hidden(batch.ids_BT, cu_seqlens=batch.cu_seqlens, return_router=True)
+    hidden_BTD, router = hidden_and_router(model, config, batch)
     cross_entropy = linear_cross_entropy(
         hidden_BTD.flatten(0, 1),
         model.unembedding,
@@ -53,22 +53,43 @@ def language_model_loss(
         softcap=config.logit_softcap,
         reduction="sum",
     )
-    objective = cross_entropy / valid_tokens
+    return with_router(cross_entropy, valid_tokens, router, all_tokens, config)
+
+
+def hidden_and_router(model: Transformer, config: ModelConfig, batch: Batch) -> tuple[torch.Tensor, RouterStats | None]:
+    """The hidden states (B, T, D) of a batch; the router's sums, None in a dense model."""
+    if config.experts == 0:
+        return model.hidden(batch.ids_BT, cu_seqlens=batch.cu_seqlens), None
+    return model.hidden(batch.ids_BT, cu_seqlens=batch.cu_seqlens, return_router=True)
+
+
+def with_router(
+    loss_sum: torch.Tensor,
+    counted: int,
+    router: RouterStats | None,
+    all_tokens: int,
+    config: ModelConfig,
+    figures: torch.Tensor | None = None,
+) -> MicroBatchResult:
+    """The losses of the router beside a loss that is summed over what is counted, of which the whole step has so many."""
+    objective = loss_sum / counted
     if router is None:
-        zero = torch.zeros_like(cross_entropy)
-        return MicroBatchResult(objective, torch.stack([cross_entropy.detach(), zero, zero]).float(), None, None)
+        zero = torch.zeros_like(loss_sum)
+        sums = torch.stack([loss_sum.detach(), zero, zero]).float()
+        return MicroBatchResult(objective, sums, None, None, figures)
 
     per_token = all_tokens * config.layers
     if config.balance == "aux" and config.aux_loss_weight:
         objective = objective + router.aux_loss_sum * (config.aux_loss_weight / per_token)
     if config.router_z_loss_weight:
         objective = objective + router.z_loss_sum * (config.router_z_loss_weight / per_token)
-    parts = [cross_entropy.detach(), router.aux_loss_sum.detach(), router.z_loss_sum.detach()]
+    parts = [loss_sum.detach(), router.aux_loss_sum.detach(), router.z_loss_sum.detach()]
     return MicroBatchResult(
         objective,
         torch.stack([part.float() for part in parts]),
         router.tokens_per_expert_LE.detach(),
         router.entropy_sum_L.detach(),
+        figures,
     )
 
 
@@ -83,20 +104,26 @@ def step_values(
     """One vector with the figures of a step over all ranks; stays on the device.
 
     Args:
+        valid_tokens: What the loss counts, over the whole step and all ranks.
         reduce: Sums a tensor over the ranks.
 
     Returns:
-        (2,) loss and gradient norm in a dense model; in a mixture of experts, (4 + L + L * E,): loss, gradient norm, balance
-        loss and router z-loss (means over layers and tokens), mean router entropy of each layer, assignments of each expert
-        of each layer.
+        (2 + n,) loss, gradient norm and the n figures of the results, means over what the loss counts; in a mixture of experts,
+        (4 + n + L + L * E,): after those the balance loss and router z-loss (means over layers and tokens), the mean router
+        entropy of each layer, and the assignments of each expert of each layer.
     """
     sums = torch.stack([r.sums for r in results]).sum(0)
-    if config.experts == 0:
-        return torch.stack([reduce(sums[0]) / valid_tokens, grad_norm])
-    counts = torch.stack([r.tokens_per_expert_LE for r in results if r.tokens_per_expert_LE is not None]).sum(0)
-    entropy = torch.stack([r.entropy_sum_L for r in results if r.entropy_sum_L is not None]).sum(0)
-    packed = reduce(torch.cat([sums, entropy.float(), counts.flatten().float()]))
-    loss, router = packed[:1] / valid_tokens, packed[1:3] / (all_tokens * config.layers)
-    entropy_end = 3 + config.layers
-    entropy_L, counts_R = packed[3:entropy_end] / all_tokens, packed[entropy_end:]
-    return torch.cat([loss, grad_norm.reshape(1).to(loss.dtype), router, entropy_L, counts_R])
+    figures = [r.figures for r in results if r.figures is not None]
+    counted = torch.cat([sums[:1], *([torch.stack(figures).sum(0).float()] if figures else [])])
+    parts = [counted]
+    if config.experts:
+        counts = torch.stack([r.tokens_per_expert_LE for r in results if r.tokens_per_expert_LE is not None]).sum(0)
+        entropy = torch.stack([r.entropy_sum_L for r in results if r.entropy_sum_L is not None]).sum(0)
+        parts += [sums[1:3], entropy.float(), counts.flatten().float()]
+    reduced = reduce(torch.cat(parts)).split([len(part) for part in parts])
+    means = reduced[0] / valid_tokens
+    out = [means[:1], grad_norm.reshape(1).to(means.dtype), means[1:]]
+    if config.experts:
+        _, router, entropy_L, counts_R = reduced
+        out += [router / (all_tokens * config.layers), entropy_L / all_tokens, counts_R]
+    return torch.cat(out)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple
@@ -18,10 +20,9 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from grist_model.accounting import flops_per_token
+from grist_model.accounting import flops_per_token, mean_visible_keys
 from grist_train.config import TrainConfig
 from grist_train.distributed import World
-from grist_train.guard import require_finite
 
 # Dense bfloat16 peaks in FLOP/s from the vendors' data sheets (without sparsity), by a part of the device's name.
 # The first match counts, so longer names stand before those they contain.
@@ -45,6 +46,18 @@ MFU_FORMULA = (
     "MFU = tokens/s * training FLOPs per token (grist_model.accounting.flops_per_token: causal, window-aware) "
     "/ peak FLOP/s"
 )
+
+
+def training_flops(config: TrainConfig, sequence_length: int) -> float:
+    """FLOPs a token. Frozen weights, with `lora`, need no gradients: two thirds of their products remain; those of the adapters
+    are left out."""
+    whole = flops_per_token(config.model, sequence_length)
+    if config.lora is None:
+        return whole
+    model = config.model
+    visible = sum(mean_visible_keys(sequence_length, model.layer_window(layer)) for layer in range(model.layers))
+    attention = 12.0 * model.heads * model.attention_head_width * visible
+    return attention + (whole - attention) * 2 / 3
 
 
 def peak_flops(device: torch.device) -> tuple[float, str]:
@@ -105,6 +118,7 @@ class _Pending(NamedTuple):
     tokens_so_far: int
     sequence_length: int
     values: torch.Tensor
+    skip: torch.Tensor
 
 
 class Metrics:
@@ -114,9 +128,18 @@ class Metrics:
     `router_health`.
     """
 
-    def __init__(self, config: TrainConfig, world: World, state: dict[str, Any] | None) -> None:
-        """state: state.json of the checkpoint that the run goes on from."""
-        self.config, self.world = config, world
+    def __init__(
+        self,
+        config: TrainConfig,
+        world: World,
+        state: dict[str, Any] | None,
+        figures: tuple[str, ...],
+        on_read: Callable[[int, float, float, bool], None],
+    ) -> None:
+        """state: state.json of the checkpoint that the run goes on from. figures: names of what a step's values have after loss
+        and gradient norm, before the router's. on_read: is told step, loss, gradient norm, and whether it was skipped, when
+        they are known."""
+        self.config, self.world, self.figures, self.on_read = config, world, figures, on_read
         self.pending: list[_Pending] = []
         first_step, self.tokens, self.seconds_before = 0, 0, 0.0
         if state is not None:
@@ -130,7 +153,7 @@ class Metrics:
         peak, source = peak_flops(world.device)
         print(f"{MFU_FORMULA}; peak {peak / 1e12:.3g} TFLOP/s a device ({source})", file=sys.stderr)
         self.peak = peak * world.size if world.device.type == "cuda" else peak
-        self.flops_per_token = functools.cache(functools.partial(flops_per_token, config.model))
+        self.flops_per_token = functools.cache(functools.partial(training_flops, config))
         truncate_rows(config.run_dir / "metrics.jsonl", first_step, config.steps)
         self.rows = open(config.run_dir / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         from torch.utils.tensorboard import SummaryWriter
@@ -145,19 +168,21 @@ class Metrics:
         """Training time so far, all earlier parts of the run included."""
         return self.seconds_before + time.perf_counter() - self.start
 
-    def step(self, step: int, lr: float, tokens: int, sequence_length: int, values: torch.Tensor) -> None:
+    def step(
+        self, step: int, lr: float, tokens: int, sequence_length: int, values: torch.Tensor, skip: torch.Tensor
+    ) -> None:
         """Record a finished step of so many tokens over all ranks. `values` stays on the device: loss, gradient norm, then the
-        router's figures."""
+        router's figures; so does `skip`, whether the step was not applied."""
         self.tokens += tokens
-        self.pending.append(_Pending(step, lr, tokens, self.tokens, sequence_length, values))
+        self.pending.append(_Pending(step, lr, tokens, self.tokens, sequence_length, values, skip))
         if step % self.config.log_every == 0 or step == self.config.steps:
             self.flush()
 
     def flush(self) -> None:
-        """Read the recorded values, check that they are finite (on every rank alike), and write them out."""
+        """Read the recorded values, pass them on (on every rank alike), and write them out."""
         if not self.pending:
             return
-        table = torch.stack([each.values for each in self.pending]).tolist()
+        table = torch.stack([torch.cat([each.values, each.skip[None]]) for each in self.pending]).tolist()
         now = time.perf_counter()
         elapsed = now - self.last_read
         rate, mfu = sum(each.tokens for each in self.pending) / elapsed, 0.0
@@ -165,21 +190,20 @@ class Metrics:
             mfu = sum(each.tokens * self.flops_per_token(each.sequence_length) for each in self.pending)
             mfu /= elapsed * self.peak
         self.last_read = now
-        for each, values in zip(self.pending, table, strict=True):
+        for each, (*values, skipped) in zip(self.pending, table, strict=True):
+            self.on_read(each.step, values[0], values[1], bool(skipped))
             self.last_loss = values[0]
-            row = {
-                "step": each.step,
-                "tokens": each.tokens_so_far,
-                "loss": values[0],
-                "grad_norm": values[1],
-                "lr": each.lr,
-            }
             if self.rows is not None:
-                row |= {"tokens_per_second": round(rate, 1), "mfu": round(mfu, 4)}
-                if values[2:]:
-                    row |= router_health(values[2:], self.config.model.layers, self.config.model.experts)
+                numbers = {"loss": values[0], "grad_norm": values[1], "lr": each.lr}
+                numbers |= {"tokens_per_second": round(rate, 1), "mfu": round(mfu, 4)}
+                router = 2 + len(self.figures)
+                numbers |= zip(self.figures, values[2:router], strict=True)
+                if values[router:]:
+                    numbers |= router_health(values[router:], self.config.model.layers, self.config.model.experts)
+                if skipped:
+                    numbers = {key: _finite(value) for key, value in numbers.items()} | {"skipped": True}
+                row = {"step": each.step, "tokens": each.tokens_so_far, **numbers}
                 self._write(row | {"seconds": round(self.seconds, 3)})
-            require_finite(each.step, values[0], values[1])
         if self.rows is not None:
             self._show(self.pending[-1], rate, mfu)
         self.pending.clear()
@@ -188,21 +212,18 @@ class Metrics:
         """Record a held-out evaluation."""
         if self.rows is None:
             return
-        row = {
-            "step": step,
-            "validation_loss": result["loss"],
-            "validation_bits_per_byte": result["bits_per_byte"],
-            "validation_perplexity": result["perplexity"],
-        }
-        sources = result.get("sources", {})
-        row |= {f"validation_bits_per_byte/{name}": each["bits_per_byte"] for name, each in sources.items()}
-        row["seconds"] = round(self.seconds, 3)
-        self._write(row)
-        parts = "".join(f", {name} {each['bits_per_byte']:.4f}" for name, each in sources.items())
-        self.say(
-            f"step {step}: held-out {result['bits_per_byte']:.4f} bits per byte{parts}, perplexity "
-            f"{result['perplexity']:.2f}"
-        )
+        keys = [key for key in ("loss", "bits_per_byte", "perplexity", *self.figures) if key in result]
+        row = {"step": step, **{f"validation_{key}": result[key] for key in keys}}
+        # Of several sources, each one's part of what is reported first: bits per byte, or the loss of masked text.
+        first = "bits_per_byte" if "bits_per_byte" in result else "loss"
+        sources = {name: each[first] for name, each in result.get("sources", {}).items()}
+        row |= {f"validation_{first}/{name}": value for name, value in sources.items()}
+        self._write(row | {"seconds": round(self.seconds, 3)})
+        parts = [
+            f"{result[key]:.4f} {key.replace('_', ' ')}" for key in (first, *keys) if key != "loss" or first == "loss"
+        ]
+        parts[1:1] = [f"{name} {value:.4f}" for name, value in sources.items()]
+        self.say(f"step {step}: held-out " + ", ".join(dict.fromkeys(parts)))
 
     def pause(self) -> None:
         """Time from here to `resume` (evaluation, say) does not count in tokens per second."""
@@ -245,6 +266,13 @@ class Metrics:
             elif isinstance(value, list):
                 for layer, item in enumerate(value):
                     self.writer.add_scalar(f"{name}/layer_{layer}", item, row["step"])
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what is no number in a step that was skipped is null."""
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value if math.isfinite(value) else None
 
 
 def router_health(values: list[float], layers: int, experts: int) -> dict[str, Any]:

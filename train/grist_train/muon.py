@@ -97,26 +97,30 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One update of every parameter that has a gradient."""
+        """One update of every parameter that has a gradient; none where `found_inf` is set and not 0 (step_guard.arm)."""
         loss = None if closure is None else closure()
+        skip = getattr(self, "found_inf", None)
+        applied = 1.0 if skip is None else 1.0 - skip
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            nesterov = [self._momentum(p, group["momentum"]) for p in params]
+            nesterov = [self._momentum(p, group["momentum"], skip) for p in params]
             updates = orthogonalize_all(params, nesterov, group["iterations"])
             for p, update in zip(params, updates, strict=True):
                 scale = 0.2 * math.sqrt(max(p.shape[-2:]))
                 local = _local(p)
                 if group["weight_decay"]:
-                    local.mul_(1.0 - group["lr"] * group["weight_decay"])
-                local.add_(update.to(local.dtype), alpha=-group["lr"] * scale)
+                    local.mul_(1.0 - applied * (group["lr"] * group["weight_decay"]))
+                local.add_(update.to(local.dtype) * applied, alpha=-group["lr"] * scale)
         return loss
 
-    def _momentum(self, p: torch.Tensor, momentum: float) -> torch.Tensor:
-        """Nesterov look-ahead of the averaged gradient: this rank's part of it."""
+    def _momentum(self, p: torch.Tensor, momentum: float, skip: torch.Tensor | None) -> torch.Tensor:
+        """Nesterov look-ahead of the averaged gradient: this rank's part of it. The average itself, unchanged, to skip."""
         state = self.state[p]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p)
         gradient, buffer = _local(p.grad), _local(state["momentum_buffer"])
+        if skip is not None:
+            gradient = torch.where(skip > 0, buffer, gradient)
         buffer.lerp_(gradient, 1.0 - momentum)
         return gradient.lerp(buffer, momentum)
 

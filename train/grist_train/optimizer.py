@@ -21,7 +21,7 @@ class ParameterRoles:
     """Parameters by the way they are updated.
 
     Attributes:
-        matrices: Weights inside the blocks that act as linear maps: attention projections and experts.
+        matrices: Weights inside the blocks that act as linear maps: attention projections, experts, adapters.
         embeddings: The input embedding (and the head, when they are tied), and that of learned positions.
         decayed: What else takes weight decay: the head and the router.
         plain: Norms, biases, sinks.
@@ -34,9 +34,11 @@ class ParameterRoles:
 
 
 def roles(model: nn.Module) -> ParameterRoles:
-    """Sort the parameters of a model by shape and name. A stack of biases (E, F) is two-dimensional but no matrix."""
+    """Sort the trained parameters of a model by shape and name. A stack of biases (E, F) is two-dimensional but no matrix."""
     matrices, embeddings, decayed, plain = [], [], [], []
     for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
         leaf = name.rsplit(".", 1)[-1]
         if p.ndim < 2 or leaf.startswith("b_") or leaf == "bias":
             plain.append(p)

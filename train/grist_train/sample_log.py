@@ -18,6 +18,7 @@ from grist_data import Batch, Batches
 from grist_train.config import TrainConfig
 from grist_train.distributed import World, barrier
 from grist_train.metrics import truncate_rows
+from grist_train.preference_batches import PreferenceBatches
 
 
 class SampleLog:
@@ -36,10 +37,13 @@ class SampleLog:
         barrier(world)
         self._file: TextIO | None = open(_path(folder, world.rank), "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
-    def record(self, step: int, batches: Batches, micro_batches: list[Batch]) -> None:
+    def record(self, step: int, batches: Batches | PreferenceBatches, micro_batches: list[Batch]) -> None:
         """step: that trains on these, the last that batches gave."""
         if self._file is None:
             return
+        assert isinstance(batches, Batches), (
+            "data.log_samples is a setting of `data`, which pairs of answers stand instead of"
+        )
         rows = [row for batch in micro_batches for row in batch.ids_BT.cpu().numpy()]
         first = batches.state_dict()["pos"] - self._world.size * len(rows)  # of all ranks
         positions = first + self._world.rank * len(rows) + np.arange(len(rows))

@@ -8,14 +8,14 @@ from typing import Any
 import yaml
 from torch import nn
 
-from grist_data import Batches
 from grist_kernels import backend
 from grist_model import accounting
 from grist_train.checkpoint import write_json
 from grist_train.config import TrainConfig, to_dict
-from grist_train.data import stages_begun
 from grist_train.distributed import World, compute_dtype
+from grist_train.initial import fingerprint
 from grist_train.metrics import Metrics, environment
+from grist_train.tasks import NextToken, Preference
 
 
 def announce(config: TrainConfig, world: World, model: nn.Module, step: int) -> None:
@@ -26,13 +26,15 @@ def announce(config: TrainConfig, world: World, model: nn.Module, step: int) -> 
     (config.run_dir / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
     write_json(config.run_dir / "environment.json", environment(config, world))
     total, active = accounting.parameters(config.model), accounting.active_parameters(config.model)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    adapters = f"; training {trained:,} in adapters" if config.lora is not None else ""
     chosen = backend.describe(world.device.type)
     kernels = ", ".join(f"{op}: {how}" for op, how in chosen.items())
     ranks = config.compute.expert_parallel
     layout = f", {config.model.experts // ranks} of {config.model.experts} experts on each" if ranks > 1 else ""
     print(
-        f"{config.name}: {total:,} parameters, {active:,} active a token; {world.size} x {world.device.type}{layout}, "
-        f"{str(compute_dtype(config.compute, world.device)).removeprefix('torch.')}\n"
+        f"{config.name}: {total:,} parameters, {active:,} active a token{adapters}; {world.size} x "
+        f"{world.device.type}{layout}, {str(compute_dtype(config.compute, world.device)).removeprefix('torch.')}\n"
         f"kernels: {kernels}\n"
         + (f"resuming at step {step} of {config.steps}" if step else f"{config.steps} steps into {config.run_dir}"),
         file=sys.stderr,
@@ -40,14 +42,14 @@ def announce(config: TrainConfig, world: World, model: nn.Module, step: int) -> 
 
 
 def resumable(
-    step: int, batches: Batches, starts: list[int], metrics: Metrics, held_out_loss: float | None, config: TrainConfig
+    step: int, task: NextToken | Preference, metrics: Metrics, held_out_loss: float | None, config: TrainConfig
 ) -> dict[str, Any]:
     """`state.json` of a checkpoint: everything that is not a tensor."""
     return {
-        "batches": batches.state_dict(),
-        "stages": stages_begun(config, step, starts),
+        **task.position(step),
         "tokens": metrics.tokens,
         "seconds": metrics.seconds,
         "validation_loss": held_out_loss,
+        "initial_xxh3": fingerprint(config),
         "config": to_dict(config),
     }

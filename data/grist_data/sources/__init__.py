@@ -10,13 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from grist_data.document import Document
-from grist_data.sources import files, gutenberg, huggingface, shakespeare
+from grist_data.sources import conversations, files, gutenberg, huggingface, shakespeare, shakespeare_dialogues
 
 SOURCES: dict[str, Callable[..., Iterator[Document]]] = {
     "shakespeare": shakespeare.documents,
     "gutenberg": gutenberg.documents,
     "files": files.documents,
     "huggingface": huggingface.documents,
+    "conversations": conversations.documents,
+    "shakespeare_dialogues": shakespeare_dialogues.documents,
 }
+# Their documents are messages, which a chat template turns into tokens.
+CONVERSATIONS = ("conversations", "shakespeare_dialogues")
 
-__all__ = ["SOURCES", "Document"]
+__all__ = ["CONVERSATIONS", "SOURCES", "Document"]

@@ -6,9 +6,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from grist_data.document import Document
-
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+from grist_data.document import REPLACEMENT, Document, valid_text
 
 
 @dataclass(frozen=True)
@@ -40,19 +38,13 @@ class Columns:
         return Document(text, where, "files", min(replaced, text.count(REPLACEMENT)) + halves)
 
     def _checked(self, value: object, name: str, where: str) -> str:
-        """A string that UTF-8 can hold: JSON's \\ud800 escapes make strings that it cannot."""
         if self.numbers and type(value) is int:
             return str(value)
-        if not isinstance(value, str):
-            expected = f"a text or a whole number in {name!r}" if self.numbers else "a text"
-            raise ValueError(f"{where}: expected {expected}, but got {type(value).__name__} ({value!r:.60})")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            if self.errors == "replace":
-                return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            raise ValueError(f"{where}: {value[error.start]!r} is half of a UTF-16 pair; use errors=replace") from error
-        return value
+        if not isinstance(value, str) and self.numbers:
+            raise ValueError(
+                f"{where}: expected a text or a whole number in {name!r}, but got {type(value).__name__} ({value!r:.60})"
+            )
+        return valid_text(value, where, self.errors)
 
 
 def columns_of(text_column: str | None, template: str | None, errors: str) -> Columns:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grist_data.document import Document, Piece
-from grist_data.sources.columns import REPLACEMENT, Columns
+from grist_data.document import REPLACEMENT, Document, Piece
+from grist_data.sources.columns import Columns
 
 if TYPE_CHECKING:
     import pyarrow
@@ -36,6 +36,40 @@ def documents(
             ]
             for k, of_row in enumerate(zip(*values, strict=True)):
                 yield columns.document(of_row, f"{name}:{row + k}", sum(of_column.get(k, 0) for of_column in replaced))
+
+
+def rows(
+    path: Path, name: str, kind: str, wanted: tuple[str, ...], start: int = 0, stop: int | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """File and row, and the values of those of the `wanted` columns that the file has. Arguments and errors as `documents`."""
+    with _reading(name, kind):
+        columns = tuple(column for column in wanted if column in _column_names(path, kind))
+        if not columns:
+            raise ValueError(
+                f"{name}: none of the columns {', '.join(wanted)}; the columns are {', '.join(_column_names(path, kind))}"
+            )
+        batches = _parquet_batches if kind == "parquet" else _arrow_batches
+        for first, batch in batches(path, name, columns, start, stop):
+            try:
+                values = batch.select(list(columns)).to_pylist()
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{name}: in a row from {first} on a text is not UTF-8: write the table anew"
+                ) from error
+            yield from ((f"{name}:{first + k}", row) for k, row in enumerate(values))
+
+
+def _column_names(path: Path, kind: str) -> list[str]:
+    import pyarrow.ipc
+    import pyarrow.parquet
+
+    if kind == "parquet":
+        return pyarrow.parquet.read_schema(path).names
+    with pyarrow.memory_map(str(path)) as source:
+        is_file = source.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
+        source.seek(0)
+        opened: Any = pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream
+        return opened(source).schema.names
 
 
 def pieces(path: Path, name: str, kind: str, span_bytes: int) -> Iterator[Piece]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grist_data.document import Document
+from grist_data.document import REPLACEMENT, Document
 from grist_data.sources import compressed
-from grist_data.sources.columns import REPLACEMENT, Columns
+from grist_data.sources.columns import Columns
 
 _READ_BYTES = 1 << 20
 
@@ -109,21 +109,35 @@ def decode(data: bytes, errors: str, part: Part, line: int) -> tuple[str, int]:
 
 def json_documents(part: Part, columns: Columns) -> Iterator[Document]:
     quick = _quick_parser(columns)
-    for line, data in enumerate(_lines(part), 1):
-        if not data or data.isspace():
-            continue
+    for line, data in _filled_lines(part):
         where = part.line(line)
         row, replaced = quick(data), 0
+        if row is None:
+            row, replaced = _parsed(part, line, data, columns.errors)
         try:
-            if row is None:
-                text, replaced = decode(data, columns.errors, part, line)
-                row = json.loads(text)
             values = [row[column] for column in columns.names]
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from error
         except (KeyError, TypeError) as error:
             raise ValueError(f"{where}: {_missing(row, columns.names)}") from error
         yield columns.document(values, where, replaced)
+
+
+def json_rows(part: Part, errors: str) -> Iterator[tuple[str, Any, int]]:
+    """File and line, and value, of every line, and how many characters of it replace what is not UTF-8."""
+    for line, data in _filled_lines(part):
+        yield part.line(line), *_parsed(part, line, data, errors)
+
+
+def _filled_lines(part: Part) -> Iterator[tuple[int, bytes]]:
+    return ((line, data) for line, data in enumerate(_lines(part), 1) if data and not data.isspace())
+
+
+def _parsed(part: Part, line: int, data: bytes, errors: str) -> tuple[Any, int]:
+    """The value, and how many characters of the line replace what is not UTF-8."""
+    text, replaced = decode(data, errors, part, line)
+    try:
+        return json.loads(text), replaced
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{part.line(line)}: not valid JSON: {error.msg} at column {error.colno}") from error
 
 
 def _quick_parser(columns: Columns) -> Callable[[bytes], Any]:

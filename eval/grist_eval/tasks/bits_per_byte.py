@@ -58,11 +58,11 @@ def _run(subject: Subject, options: Namespace) -> dict[str, Any]:
 
 def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     return [
-        ("bits per byte", f"{result['bits_per_byte']:.4f}"),
+        *([("bits per byte", f"{result['bits_per_byte']:.4f}")] if "bytes" in result else []),
         ("perplexity per token", f"{result['perplexity']:.3f}"),
         ("loss per token (nats)", f"{result['loss']:.4f}"),
         ("tokens", f"{result['tokens']:,}"),
-        ("bytes", f"{result['bytes']:,}"),
+        *([("bytes", f"{result['bytes']:,}")] if "bytes" in result else []),
     ]
 
 

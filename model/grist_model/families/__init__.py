@@ -1,8 +1,10 @@
 """A family translates between a model of ours and the Hugging Face directory of other people's software.
 
-A family is a module here with four functions, and its line in FAMILIES, the first that can express a model being the
-one it is saved as:
+A family is a module here with two names and four functions, and its line in FAMILIES, the first that can express a model
+being the one it is saved as:
 
+    MODEL_TYPE                                its name in config.json
+    REQUIRED                                  keys of a config.json that decide shapes and have no sensible default
     config_from_hf(dict) -> ModelConfig       the settings of a config.json; ValueError for what it cannot express
     config_to_hf(ModelConfig) -> dict         the other way, without token ids and types of numbers
     misfit(ModelConfig, state) -> str | None  why a model cannot be written in this family; state None: its config alone
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from grist_model.config import ModelConfig
 from grist_model.families import gpt2, gpt_oss, gristmill, llama, mixtral, olmoe, qwen3, qwen3_moe
+from grist_model.families.checks import check_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,10 +31,14 @@ FAMILIES: dict[str, ModuleType] = {module.MODEL_TYPE: module for module in _MODU
 
 
 def family_of_hf(config: dict[str, Any]) -> ModuleType:
-    """The family that reads a config.json. Raises ValueError for a model_type that has none."""
+    """The family that reads a config.json.
+
+    Raises ValueError for a model_type that has none, and for keys that are missing or of another kind than they must be.
+    """
     name = config.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(f"config.json has model_type {name!r}, but only {', '.join(FAMILIES)} can be read")
+    check_settings(config, FAMILIES[name].REQUIRED)
     return FAMILIES[name]
 
 

@@ -29,6 +29,8 @@ _MODULES = {
     "attention.k_norm": "self_attn.k_norm",
     "mlp.down": "mlp.down_proj",
 }
+# Sizes that every config.json of these families names.
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _AROUND = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 
 
@@ -119,11 +121,11 @@ def common_from_hf(
 ) -> dict[str, Any]:
     """Fields of ModelConfig that all of these families fill alike; defaults are those of transformers' config classes."""
     refuse_unsupported(config, hidden_act="silu")
-    width, heads = int(config.get("hidden_size", 4096)), int(config.get("num_attention_heads", 32))
+    width, heads = config["hidden_size"], config["num_attention_heads"]
     head_width = config.get("head_dim") or width // heads
     return {
-        "vocab_size": config.get("vocab_size", 32000),
-        "layers": config.get("num_hidden_layers", 32),
+        "vocab_size": config["vocab_size"],
+        "layers": config["num_hidden_layers"],
         "width": width,
         "heads": heads,
         "kv_heads": config.get("num_key_value_heads") or heads,

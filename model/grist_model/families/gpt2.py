@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODEL_TYPE = "gpt2"
+REQUIRED = ("vocab_size", "n_embd", "n_layer", "n_head")
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 _MODULES = {
     "attention_norm": "ln_1",
@@ -82,11 +83,11 @@ def config_from_hf(config: dict[str, Any]) -> ModelConfig:
         raise ValueError(
             f"config.json has activation_function {name!r}, but only {', '.join(_ACTIVATIONS)} are supported"
         )
-    width, heads = config.get("n_embd", 768), config.get("n_head", 12)
+    width, heads = config["n_embd"], config["n_head"]
     return ModelConfig(
-        vocab_size=config.get("vocab_size", 50257),
+        vocab_size=config["vocab_size"],
         context_length=config.get("n_positions", 1024),
-        layers=config.get("n_layer", 12),
+        layers=config["n_layer"],
         width=width,
         heads=heads,
         kv_heads=heads,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from grist_model.config import ModelConfig
 from grist_model.families.decoder import (
     ROUTER_TRAINING,
+    SIZES,
     common_to_hf,
     from_own_section,
     own_section,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODEL_TYPE = "gpt_oss"
+REQUIRED = (*SIZES, "num_local_experts")
 ALPHA = 1.702  # fixed in transformers before version 5, so the only one written
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 
@@ -79,23 +81,23 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def config_from_hf(config: dict[str, Any]) -> ModelConfig:
-    """Read either spelling; a key left out has the default of transformers' GptOssConfig.
+    """Read either spelling; a key left out, but for the sizes in REQUIRED, has the default of transformers' GptOssConfig.
 
     Raises ValueError for settings that our model does not have, and for quantized weights.
     """
     if (config.get("quantization_config") or {}).get("quant_method") == "mxfp4":
         config = {**config, "quantization_config": None}  # read as the bfloat16 numbers that it stands for
     refuse_unsupported(config, hidden_act="silu", attention_dropout=0.0)
-    layers = config.get("num_hidden_layers", 36)
+    layers = config["num_hidden_layers"]
     window_layers = _window_layers(config, layers)
     rope = config.get("rope_parameters") or config.get("rope_scaling")
     if not rope and "rope_theta" not in config:  # the default of transformers' GptOssConfig
         yarn = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False}
         config = {**config, "rope_parameters": yarn}
-    width, heads = config.get("hidden_size", 2880), config.get("num_attention_heads", 64)
+    width, heads = config["hidden_size"], config["num_attention_heads"]
     head_width = config.get("head_dim", 64)
     return ModelConfig(
-        vocab_size=config.get("vocab_size", 201088),
+        vocab_size=config["vocab_size"],
         layers=layers,
         width=width,
         heads=heads,
@@ -105,9 +107,9 @@ def config_from_hf(config: dict[str, Any]) -> ModelConfig:
         sinks=True,
         window=None if window_layers == "none" else config.get("sliding_window", 128),
         window_layers=window_layers,
-        experts=config.get("num_local_experts", 128),
+        experts=config["num_local_experts"],
         active_experts=config.get("num_experts_per_tok", config.get("experts_per_token", 4)),
-        expert_width=config.get("intermediate_size", 2880),
+        expert_width=config["intermediate_size"],
         swiglu_alpha=config.get("swiglu_alpha", ALPHA),
         swiglu_limit=config.get("swiglu_limit", 7.0),
         norm_eps=config.get("rms_norm_eps", 1e-5),

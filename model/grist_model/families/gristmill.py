@@ -6,7 +6,7 @@ Read by `grist_model.load` only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from grist_model.config import ModelConfig, RopeScaling, YarnConfig
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODEL_TYPE = "gristmill"
+REQUIRED = ()
 _ADDED_ON_SAVING = {
     "model_type",
     "architectures",
@@ -44,13 +45,22 @@ def config_from_hf(config: dict[str, Any]) -> ModelConfig:
             f"config.json has settings this version of gristmill does not know: {', '.join(unknown)} "
             "(written by a newer version?)"
         )
-    if settings.get("yarn") is not None:
-        settings["yarn"] = YarnConfig(**settings["yarn"])
+    for name, kind in (("yarn", YarnConfig), ("rope_scaling", RopeScaling)):
+        if settings.get(name) is not None:
+            settings[name] = _part(kind, settings[name], name)
     if isinstance(settings.get("window_layers"), list):
         settings["window_layers"] = tuple(settings["window_layers"])
-    if settings.get("rope_scaling") is not None:
-        settings["rope_scaling"] = RopeScaling(**settings["rope_scaling"])
     return ModelConfig(**settings)
+
+
+def _part(kind: type, given: Any, name: str) -> Any:
+    required = [field.name for field in fields(kind) if field.default is MISSING]
+    allowed = [field.name for field in fields(kind)]
+    if not isinstance(given, dict) or not set(required) <= given.keys() <= set(allowed):
+        raise ValueError(
+            f"config.json: {name} must hold {', '.join(required)}, and of {', '.join(allowed)}, but is {given!r}"
+        )
+    return kind(**given)
 
 
 def layout(config: ModelConfig) -> Layout:

@@ -34,16 +34,19 @@ class Piece:
     from_hf: Callable[[Tensor], Tensor] | None = None
     by_rows: bool = False
 
-    def rows_of(self, shape: Shape) -> tuple[int, int]:
-        """First and last (exclusive) row of our tensor, of that shape, in this piece."""
-        if not self.at:
-            return 0, shape[0]
-        first = self.at[0]
-        return (
-            (first, first + 1)
-            if isinstance(first, int)
-            else (first.start or 0, shape[0] if first.stop is None else first.stop)
-        )
+    def box(self, shape: Shape) -> list[tuple[int, int]]:
+        """Begin and end of this piece along every axis of our tensor, of that shape."""
+        begins_ends = []
+        for axis, length in enumerate(shape):
+            at = self.at[axis] if axis < len(self.at) else slice(None)
+            begins_ends.append((at, at + 1) if isinstance(at, int) else at.indices(length)[:2])
+        return begins_ends
+
+    @property
+    def same_rows(self) -> bool:
+        """Whether the file's tensor has this piece's rows as its rows, so that some can be read without the others."""
+        one_row = bool(self.at) and isinstance(self.at[0], int)
+        return not self.hf_at and not one_row and (self.from_hf is None or self.by_rows)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODEL_TYPE = "llama"
+REQUIRED = decoder.SIZES
 
 
 def misfit(config: ModelConfig, state: Mapping[str, Tensor] | None = None) -> str | None:
@@ -38,7 +39,7 @@ def config_from_hf(config: dict[str, Any]) -> ModelConfig:
         **decoder.common_from_hf(config)
         | {
             "experts": 0,
-            "expert_width": config.get("intermediate_size", 11008),
+            "expert_width": config["intermediate_size"],
             "mlp_bias": bool(config.get("mlp_bias", False)),
         }
     )

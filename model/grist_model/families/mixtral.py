@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODEL_TYPE = "mixtral"
+REQUIRED = (*decoder.SIZES, "num_local_experts", "num_experts_per_tok")
 _NAMES = decoder.ExpertNames("block_sparse_moe.gate", "block_sparse_moe.experts", gate="w1", up="w3", down="w2")
 
 
@@ -53,9 +54,9 @@ def config_from_hf(config: dict[str, Any]) -> ModelConfig:
         **decoder.common_from_hf({"num_key_value_heads": 8, **config}, theta=1e6, context=131072, eps=1e-5)
         | ({"window": window, "window_layers": "all"} if window else {})
         | {
-            "experts": config.get("num_local_experts", 8),
-            "active_experts": config.get("num_experts_per_tok", 2),
-            "expert_width": config.get("intermediate_size", 14336),
+            "experts": config["num_local_experts"],
+            "active_experts": config["num_experts_per_tok"],
+            "expert_width": config["intermediate_size"],
             "aux_loss_weight": config.get("router_aux_loss_coef", 0.001),
         }
         | decoder.from_own_section(config, *decoder.ROUTER_TRAINING)

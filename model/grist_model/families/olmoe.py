@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODEL_TYPE = "olmoe"
+REQUIRED = (*decoder.SIZES, "num_experts", "num_experts_per_tok")
 
 
 def misfit(config: ModelConfig, state: Mapping[str, Tensor] | None = None) -> str | None:
@@ -46,13 +47,12 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 def config_from_hf(config: dict[str, Any]) -> ModelConfig:
     """Raises ValueError for settings that our model does not have."""
     decoder.refuse_unsupported(config, clip_qkv=None)
-    defaults = {"vocab_size": 50304, "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 16}
     return ModelConfig(
-        **decoder.common_from_hf({**defaults, **config}, context=4096, eps=1e-5)
+        **decoder.common_from_hf(config, context=4096, eps=1e-5)
         | {
-            "experts": config.get("num_experts", 64),
-            "active_experts": config.get("num_experts_per_tok", 8),
-            "expert_width": config.get("intermediate_size", 2048),
+            "experts": config["num_experts"],
+            "active_experts": config["num_experts_per_tok"],
+            "expert_width": config["intermediate_size"],
             "router_weights": "chosen" if config.get("norm_topk_prob", False) else "all",
             "qk_norm": "width",
             "aux_loss_weight": config.get("router_aux_loss_coef", 0.01),

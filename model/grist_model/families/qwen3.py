@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODEL_TYPE = "qwen3"
+REQUIRED = decoder.SIZES
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
@@ -53,7 +54,7 @@ def config_from_hf(config: dict[str, Any]) -> ModelConfig:
         raise ValueError(f"layers {slide} slide by layer_types, but config.json has no sliding_window in use")
     windows = {"window": window, "window_layers": slide} if slide else {}
     return ModelConfig(
-        **common | windows | {"experts": 0, "expert_width": config.get("intermediate_size", 22016), "qk_norm": "head"}
+        **common | windows | {"experts": 0, "expert_width": config["intermediate_size"], "qk_norm": "head"}
     )
 
 

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODEL_TYPE = "qwen3_moe"
+REQUIRED = (
+    *decoder.SIZES[:-1],
+    "moe_intermediate_size",
+    "num_experts_per_tok",
+)  # no dense layers, so no size of theirs
 
 
 def misfit(config: ModelConfig, state: Mapping[str, Tensor] | None = None) -> str | None:
@@ -50,14 +55,17 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 def config_from_hf(config: dict[str, Any]) -> ModelConfig:
     """Raises ValueError for settings that our model does not have."""
     decoder.refuse_unsupported(config, decoder_sparse_step=1, mlp_only_layers=[])
+    experts = config.get("num_experts", config.get("num_local_experts"))
+    if experts is None:
+        raise ValueError("config.json lacks num_experts (or num_local_experts)")
     window = config.get("sliding_window") if config.get("use_sliding_window") else None
     return ModelConfig(
-        **decoder.common_from_hf({"hidden_size": 2048, "num_key_value_heads": 4, **config}, context=32768)
+        **decoder.common_from_hf({"num_key_value_heads": 4, **config}, context=32768)
         | ({"window": window, "window_layers": "all"} if window else {})
         | {
-            "experts": config.get("num_experts", config.get("num_local_experts", 128)),
-            "active_experts": config.get("num_experts_per_tok", 8),
-            "expert_width": config.get("moe_intermediate_size", 768),
+            "experts": experts,
+            "active_experts": config["num_experts_per_tok"],
+            "expert_width": config["moe_intermediate_size"],
             "router_weights": "chosen" if config.get("norm_topk_prob", False) else "all",
             "qk_norm": "head",
             "aux_loss_weight": config.get("router_aux_loss_coef", 0.001),

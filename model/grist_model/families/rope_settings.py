@@ -10,6 +10,15 @@ import math
 from typing import Any
 
 from grist_model.config import ModelConfig, RopeScaling, YarnConfig
+from grist_model.families.checks import check_settings
+
+# rope_type -> what it cannot do without.
+_REQUIRED = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor",),
+}
 
 
 def rope_to_hf(config: ModelConfig) -> dict[str, Any]:
@@ -37,7 +46,8 @@ def rope_from_hf(config: dict[str, Any], default_theta: float, default_context: 
 
     Raises ValueError for a kind of scaling, or a setting of YaRN, that our model does not have.
     """
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    where = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    rope = config.get(where) or {}
     context = int(config.get("max_position_embeddings", default_context))
     theta = float(rope.get("rope_theta", config.get("rope_theta", default_theta)))
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -46,21 +56,21 @@ def rope_from_hf(config: dict[str, Any], default_theta: float, default_context: 
         raise ValueError("config.json turns only a part of each head (partial_rotary_factor), which is not supported")
     if kind == "default":
         return found
+    if kind not in _REQUIRED:
+        known = ", ".join(["default", *_REQUIRED])
+        raise ValueError(f"config.json has rope_type {kind!r}, but only {known} are supported")
+    check_settings(rope, _REQUIRED[kind], f"config.json, {where}")
     if kind == "yarn":
         return found | {"yarn": _yarn_from_hf(rope, context)}
-    factor = float(rope.get("factor", 1.0))
+    factor = float(rope["factor"])
     if kind == "linear":
         return found | {"rope_scaling": RopeScaling("linear", factor)}
     if kind == "dynamic":
         scaling = RopeScaling("dynamic", factor, int(rope.get("original_max_position_embeddings") or context))
         return found | {"rope_scaling": scaling, "context_length": _dynamic_context(scaling)}
-    if kind == "llama3":
-        original = int(rope["original_max_position_embeddings"])
-        low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
-        return found | {"rope_scaling": RopeScaling("llama3", factor, original, low, high)}
-    raise ValueError(
-        f"config.json has rope_type {kind!r}, but only default, linear, dynamic, llama3 and yarn are supported"
-    )
+    original = int(rope["original_max_position_embeddings"])
+    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+    return found | {"rope_scaling": RopeScaling("llama3", factor, original, low, high)}
 
 
 def _dynamic_context(scaling: RopeScaling) -> int:
