@@ -46,7 +46,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-gpu test-clients bench bench-data bench-gpu profile export chat report docs lint clean
+.PHONY: help setup train test test-gpu test-clients bench bench-data bench-generation bench-gpu profile export chat report docs lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -81,6 +81,9 @@ bench: setup  ## every operation on this CPU: checked, then timed beside its pee
 
 bench-data: setup  ## the data path: checked, then timed beside its peers; writes a dated JSON under benchmarks/
 	$(PYTHON) -m grist_tools.bench_data --peers $(ARGS)
+
+bench-generation: setup  ## prefill and decoding on this CPU: checked, then timed beside transformers
+	$(PYTHON) -m grist_tools.bench_generation $(ARGS)
 
 bench-gpu: setup  ## the same on CUDA; writes a dated JSON and a page under benchmarks/ (ARGS=--peers adds Liger-Kernel too)
 	TRITON_INTERPRET=0 $(PYTHON) -m grist_tools.bench_kernels --device cuda --minutes 7 $(ARGS)

@@ -26,8 +26,9 @@ from grist_train import distributed, optimizer
 from grist_train.checkpoint import Checkpoints
 from grist_train.config import ComputeConfig, OptimizerConfig
 from grist_train.distributed import World, full_state_dict
-from grist_train.expert_parallel import distribute_experts, expert_mesh
+from grist_train.expert_parallel import distribute_experts
 from grist_train.loss import language_model_loss, step_values
+from grist_train.mesh import Grid, expert_mesh
 
 SEQUENCES, T = 8, 16
 STEPS, SAVED_AT, RESUMED = 50, 25, 4
@@ -218,7 +219,7 @@ def experts_alone(case: str, ranks: int, dtype: torch.dtype = torch.float64) -> 
     exact = forward_and_backward(experts(torch.float64), everything, torch.float64)
     alone = forward_and_backward(experts(dtype), everything, dtype)
     shared = experts(dtype)
-    distribute_experts(shared, expert_mesh("cpu", ranks, ranks))
+    distribute_experts(shared, expert_mesh("cpu", Grid(ranks, expert=ranks)))
     got = forward_and_backward(shared, parts[rank], dtype)
     first = sum(len(part.x) for part in parts[:rank])
     found = {}

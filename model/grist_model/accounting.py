@@ -59,7 +59,7 @@ def mean_visible_keys(context_length: int, window: int | None) -> float:
 def kv_bytes_per_token(config: ModelConfig, bytes_per_value: int = 2) -> int:
     """Key/value cache bytes one token takes over all layers (bytes_per_value: 2 for bfloat16).
 
-    Layers with a window count in full, as `KVCache` keeps every token.
+    Layers with a window count in full, as in a `KVCache` without `rollback`; generation keeps only their window.
     """
     return 2 * config.layers * config.kv_heads * config.attention_head_width * bytes_per_value
 

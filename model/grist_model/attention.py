@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 import grist_kernels
@@ -46,9 +47,10 @@ class Attention(nn.Module):
         sin: Tensor | None,
         cu_seqlens: Tensor | None = None,
         cache: KVCache | None = None,
+        context_group: dist.ProcessGroup | None = None,
     ) -> Tensor:
         """x (B, T, D) -> (B, T, D). cos, sin as RotaryAngles makes them, None without rotation; cu_seqlens over the flattened
-        B * T stream."""
+        B * T stream. context_group: ranks that share every sequence; x is this rank's zigzag share of it."""
         if cos is not None and cos.dtype != torch.float32:
             raise ValueError(
                 f"cos and sin must be float32, but are {cos.dtype}: rounded angles turn distant tokens wrongly. "
@@ -64,6 +66,9 @@ class Attention(nn.Module):
                 q_BTNH, k_BTKH = grist_kernels.rope(q_BTNH, k_BTKH, cos, sin)
         if cache is not None:
             out_BTNH = cache.attend(self.layer, q_BTNH, k_BTKH, v_BTKH, self.window, self.sinks)
+        elif context_group is not None:
+            options = {"group": context_group, "window": self.window, "sinks": self.sinks}
+            out_BTNH = grist_kernels.ring_attention(q_BTNH, k_BTKH, v_BTKH, **options)
         elif cu_seqlens is None:
             out_BTNH = _causal_attention(q_BTNH, k_BTKH, v_BTKH, self.window, self.sinks)
         else:

@@ -29,3 +29,12 @@ def local_directory(name: str | Path) -> Path:
     except ImportError as error:
         raise ImportError(f"{text} needs huggingface_hub: pip install gristmill[hub]") from error
     return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(_WANTED)))
+
+
+def public_name(directory: str | Path) -> str:
+    """owner/name of a model in huggingface_hub's cache (models--OWNER--NAME/snapshots/COMMIT), the path itself of any other:
+    what others can find it by."""
+    parts = Path(directory).parts
+    if len(parts) >= 3 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
+        return parts[-3].removeprefix("models--").replace("--", "/", 1)
+    return str(directory)

@@ -6,8 +6,10 @@ import re
 from typing import Literal, overload
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+import grist_kernels
 from grist_model import products
 from grist_model.attention import Attention, KVCache
 from grist_model.config import ModelConfig
@@ -42,9 +44,10 @@ class Block(nn.Module):
         cu_seqlens: Tensor | None = None,
         cache: KVCache | None = None,
         return_stats: bool = False,
+        context_group: dist.ProcessGroup | None = None,
     ) -> tuple[Tensor, LayerStats | None]:
         # Statistics are returned, never kept on the side: activation checkpointing runs a block twice.
-        update_BTD = self.attention(self.attention_norm(x_BTD), cos, sin, cu_seqlens, cache)
+        update_BTD = self.attention(self.attention_norm(x_BTD), cos, sin, cu_seqlens, cache, context_group)
         y_BTD, x_BTD = self.mlp_norm(update_BTD, residual=x_BTD)
         update_BTD, stats = self.mlp(y_BTD, return_stats)
         return x_BTD + update_BTD, stats
@@ -55,7 +58,12 @@ class Transformer(nn.Module):
 
     Every parameter is used inside the forward of the submodule that owns it, so that FSDP's hooks on blocks and
     experts fire.
+
+    context_group: ranks that share every sequence of `hidden`, which is then given this rank's share (context parallelism);
+    None, as it is unless a trainer sets it for a while, for whole sequences.
     """
+
+    context_group: dist.ProcessGroup | None = None
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -105,16 +113,21 @@ class Transformer(nn.Module):
 
         cu_seqlens (documents + 1,) int32 or int64: document borders 0, ..., B * T in the flattened stream of ids;
         documents do not see each other and positions restart at each. positions_BT overrides the positions
-        that tokens have (default: 0 to T - 1 in every row).
+        that tokens have (default: 0 to T - 1 in every row; with a context_group, those of this rank's share).
 
-        Raises ValueError if ids are not (B, T) integers.
+        Raises ValueError if ids are not (B, T) integers, or shared sequences are packed documents.
         """
         _check_ids(ids_BT)
-        if positions_BT is None:
-            positions = _positions(ids_BT, cu_seqlens)
-        else:
+        group = self.context_group
+        if group is not None and cu_seqlens is not None:
+            raise ValueError("sequences that ranks share cannot be packed documents: leave out cu_seqlens")
+        if positions_BT is not None:
             positions = positions_BT
-        x_BTD, layers = self._run_blocks(ids_BT, positions, cu_seqlens, None, return_router)
+        elif group is not None:
+            positions = _shared_positions(ids_BT, group)
+        else:
+            positions = _positions(ids_BT, cu_seqlens)
+        x_BTD, layers = self._run_blocks(ids_BT, positions, cu_seqlens, None, return_router, group)
         if not return_router:
             return self.norm(x_BTD)
         stats = RouterStats.stack(layers) if layers else RouterStats.empty(self.config.layers, x_BTD.device)
@@ -201,6 +214,7 @@ class Transformer(nn.Module):
         cu_seqlens: Tensor | None,
         cache: KVCache | None,
         return_router: bool,
+        context_group: dist.ProcessGroup | None = None,
     ) -> tuple[Tensor, list[LayerStats]]:
         cos, sin = (None, None) if self.rope is None else self.rope(positions)
         x_BTD = self.embedding(ids_BT)
@@ -208,7 +222,7 @@ class Transformer(nn.Module):
             x_BTD = x_BTD + self.position_embedding(positions)
         layers: list[LayerStats] = []
         for block in self.blocks:
-            x_BTD, stats = block(x_BTD, cos, sin, cu_seqlens, cache, return_router)
+            x_BTD, stats = block(x_BTD, cos, sin, cu_seqlens, cache, return_router, context_group)
             if stats is not None:
                 layers.append(stats)
         return x_BTD, layers
@@ -235,6 +249,13 @@ def _positions(ids_BT: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     stream = torch.arange(B * T, device=ids_BT.device, dtype=cu_seqlens.dtype)
     document = torch.searchsorted(cu_seqlens, stream, right=True) - 1
     return (stream - cu_seqlens[document]).view(B, T)
+
+
+def _shared_positions(ids_BT: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """(T,) of this rank's share of sequences, as zigzag_split cuts them."""
+    ranks = dist.get_world_size(group)
+    whole = ranks * ids_BT.shape[1]
+    return grist_kernels.zigzag_positions(dist.get_rank(group), ranks, whole, ids_BT.device)
 
 
 def build(

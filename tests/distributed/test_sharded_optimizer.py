@@ -9,8 +9,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.multiprocessing.spawn import spawn
 
+from grist_train.gradient_norms import GradientGroups, clip_by_group
 from grist_train.muon import Muon
-from grist_train.optimizer import clip_gradients
 
 # 10 rows on 4 ranks: shards of 3, 3, 3 and 1. 3 experts on 4 ranks: one rank has none. Five equal shapes: an uneven deal.
 SHAPES = [(10, 6), (7, 9), (3, 8, 5), (12, 4), (12, 4), (12, 4), (12, 4), (12, 4), (1, 6)]
@@ -27,13 +27,15 @@ def gradients(step: int) -> list[torch.Tensor]:
 
 
 def three_steps(params: list[torch.nn.Parameter], place) -> list[torch.Tensor]:
-    """Clip and step three times; returns the gradient norms."""
+    """Clip and step three times; returns the gradient norms, of all and of two groups."""
     optimizer = Muon(params, lr=0.05, momentum=0.9, weight_decay=0.1)
+    groups = GradientGroups((("even", None), ("odd", None)), (tuple(params[::2]), tuple(params[1::2])))
     norms = []
     for step in range(3):
         for p, g in zip(params, gradients(step), strict=True):
             p.grad = place(g)
-        norms.append(clip_gradients(params, 1.0))
+        norm, norms_G = clip_by_group(groups, 1.0)
+        norms.append(torch.cat([norm[None], norms_G]))
         optimizer.step()
     return norms
 

@@ -10,6 +10,7 @@ import torch
 from assertions import assert_close
 from functorch.compile import make_boxed_compiler
 from torch._dynamo.backends.common import aot_autograd
+from torch.utils.checkpoint import checkpoint
 
 from grist_kernels import OPS, backend
 from grist_kernels.cases import Case, expected, run
@@ -98,6 +99,23 @@ def test_compiled_gives_the_same_bits(op, case):
         got = run(compiled, arguments, case.gradients)
     for name, value in want.items():
         assert torch.equal(got[name], value), f"{op.name} {case.name} {name} differs when compiled"
+
+
+@pytest.mark.parametrize("op", WITH_GRADIENTS, ids=lambda op: op.name)
+@pytest.mark.parametrize("choice", ["triton", "auto"])
+def test_recomputing_in_the_backward_gives_the_same_bits(op, choice):
+    """Activation checkpointing, which gives up what was saved at the first reading."""
+    case = op.cases[1]
+    arguments = case.arguments(torch.float32)
+
+    def recomputed(**given):
+        return checkpoint(op.door, use_reentrant=False, **given)
+
+    with backend.using(choice):
+        want = run(op.door, arguments, case.gradients)
+        got = run(recomputed, arguments, case.gradients)
+    for name, value in want.items():
+        assert torch.equal(got[name], value), f"{op.name} {case.name} {name} differs when recomputed"
 
 
 @pytest.mark.parametrize("op", WITH_GRADIENTS, ids=lambda op: op.name)

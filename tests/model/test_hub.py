@@ -6,7 +6,7 @@ import types
 import pytest
 
 from grist_model import load, save
-from grist_model.hub import local_directory
+from grist_model.hub import local_directory, public_name
 
 
 @pytest.fixture
@@ -56,3 +56,11 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"pip install gristmill\[hub\]"):
         local_directory("hf://openai/gpt-oss-20b")
+
+
+def test_a_cached_model_is_known_by_its_name():
+    cached = "/home/me/.cache/huggingface/hub/models--HuggingFaceTB--SmolLM2-135M/snapshots/93efa2f097"
+    assert public_name(cached) == "HuggingFaceTB/SmolLM2-135M"
+    assert public_name("cache/models--gpt2/snapshots/607a30d783") == "gpt2"
+    assert public_name("runs/quickstart/model") == "runs/quickstart/model"
+    assert public_name("snapshots/x") == "snapshots/x"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from grist_tools.plan_layout import SETTINGS, Layout, can_run, layout_of, layouts, micro_batch
-from grist_train.config import ComputeConfig, TrainConfig, load
+from grist_train.config import TrainConfig, load
 
 RUNS = Path(__file__).parents[2] / "train" / "runs"
 
@@ -44,12 +43,18 @@ def test_options_are_what_the_trainer_takes():
     assert taken == other.config(config)
 
 
-@pytest.mark.parametrize("name", sorted(set(SETTINGS) - {field.name for field in dataclasses.fields(ComputeConfig)}))
-def test_what_the_trainer_does_not_have_is_refused(name):
-    layout = replace(layout_of(run(), 16, 8), **{name: 2})
-    with pytest.raises(ValueError, match=f"the trainer has no setting compute.{name}"):
+def test_what_the_trainer_does_not_have_is_refused(monkeypatch):
+    monkeypatch.setitem(SETTINGS, "replicate", "a_setting_to_come")
+    layout = replace(layout_of(run(), 16, 8), replicate=2)
+    with pytest.raises(ValueError, match=r"the trainer has no setting compute\.a_setting_to_come"):
         layout.config(run())
     assert not can_run(run(), layout)
+    assert {each.replicate for each in layouts(run(), layout_of(run(), 16, 8))} == {1}
+
+
+def test_gpus_that_share_a_sequence_read_the_same():
+    config = run("moe_1b", **{"compute.context_parallel": 2, "model.balance": "bias"})
+    assert micro_batch(config, 16) == micro_batch(run(), 8)
 
 
 def test_only_layouts_that_the_trainer_takes_are_tried():

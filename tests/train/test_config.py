@@ -108,6 +108,7 @@ def test_defaults_make_a_run():
         ({"preferences": {"paths": ["x"], "label_smoothing": 0.5}}, "below 0.5"),
         ({"preferences": {"paths": ["x"], "sft_weight": -1.0}}, "sft_weight must be at least 0"),
         ({"preferences": {"paths": ["x"], "max_tokens": 1}}, "max_tokens must be at least 2"),
+        ({"preferences": {"paths": ["x"], "max_pairs": 0}}, "max_pairs must be at least 1"),
         ({"preferences": {"paths": ["x"], "val_fraction": 1.0}}, "below 1"),
     ],
 )

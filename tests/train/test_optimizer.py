@@ -79,5 +79,5 @@ def test_small_gradients_are_left_alone():
 
 
 def test_clipping_without_gradients_is_an_error():
-    with pytest.raises(ValueError, match="before any gradient"):
+    with pytest.raises(ValueError, match="before any was computed"):
         optimizer.clip_gradients([torch.nn.Parameter(torch.zeros(2))], 1.0)

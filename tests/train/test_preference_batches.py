@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from grist_data.preferences import PreferencePair
-from grist_train.preference_batches import ROUND_TO, PairBatch, PreferenceBatches, digest, pair_batch, split
+from grist_train.preference_batches import ROUND_TO, PairBatch, PreferenceBatches, digest, drawn, pair_batch, split
 
 
 def made_pair(number: int, prompt: int = 3, chosen: int = 4, rejected: int = 2) -> PreferencePair:
@@ -137,3 +137,15 @@ def test_copies_stay_together_and_no_side_is_empty():
         assert train
         assert held_out
     assert split(pairs, 0.0, seed=0)[1] == []
+
+
+def test_content_decides_which_pairs_are_drawn():
+    pairs = some_pairs(40)
+    few = drawn(pairs, 10, seed=1)
+    numbers = [next(i for i, pair in enumerate(pairs) if pair is each) for each in few]
+    assert numbers == sorted(numbers)
+    assert len(numbers) == 10
+    assert {id(pair) for pair in drawn(pairs[::-1], 10, seed=1)} == {id(pair) for pair in few}
+    assert {id(pair) for pair in few} < {id(pair) for pair in drawn(pairs, 20, seed=1)}
+    assert {id(pair) for pair in drawn(pairs, 10, seed=2)} != {id(pair) for pair in few}
+    assert drawn(pairs, None, seed=1) == drawn(pairs, 40, seed=1) == pairs

@@ -12,7 +12,7 @@ def curve(steps: int = 100, **settings) -> list[float]:
     return [multiplier(step, steps, ScheduleConfig(**settings)) for step in range(steps)]
 
 
-@pytest.mark.parametrize("kind", ["cosine", "wsd", "constant"])
+@pytest.mark.parametrize("kind", ["cosine", "linear", "wsd", "constant"])
 def test_warmup_is_linear_and_values_stay_in_range(kind):
     values = curve(kind=kind, warmup_steps=10, decay_fraction=0.3)
     assert values[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
@@ -30,6 +30,21 @@ def test_cosine_ends_at_its_final_fraction():
     assert values[0] == 1.0
     assert values[500] == pytest.approx(0.55, abs=1e-6)
     assert values[-1] == pytest.approx(0.1, abs=1e-4)
+
+
+def test_a_line_falls_from_the_warmup_to_the_final_fraction():
+    values = curve(steps=110, kind="linear", warmup_steps=10, final_fraction=0.2)
+    assert values[10:] == pytest.approx([1.0 - 0.8 * i / 100 for i in range(100)])
+
+
+def test_wsd_with_a_root_falls_steeply_first_and_ends_where_a_line_does():
+    line, root = (
+        curve(warmup_steps=0, decay_fraction=0.25, final_fraction=0.1, decay_shape=s) for s in ("linear", "1-sqrt")
+    )
+    assert root[:76] == [1.0] * 76
+    assert root[75:] == pytest.approx([1.0 - 0.9 * (i / 25) ** 0.5 for i in range(25)])
+    assert all(below < above for below, above in zip(root[76:], line[76:], strict=True))
+    assert multiplier(100, 100, ScheduleConfig(decay_shape="1-sqrt", final_fraction=0.1)) == pytest.approx(0.1)
 
 
 def test_constant_stays():

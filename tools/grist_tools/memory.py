@@ -74,42 +74,46 @@ class Memory:
 
 @dataclass(frozen=True)
 class Counts:
-    """Parameters by how they are sharded and updated.
+    """Values of parameters, as one rank meets them in a layout: FSDP2 pads a matrix to as many rows for every rank, so 32
+    experts cut over 512 ranks travel as 512.
 
     Attributes:
-        total: All.
-        root: Outside the blocks: embedding, last norm, head.
-        dense, experts: Of one block, without its experts and of them.
-        matrices: Inside the blocks, what Muon updates.
+        held: What the first rank keeps of all of them; no rank keeps more.
+        matrices: Of those, what Muon updates.
+        root: Gathered outside the blocks: embedding, last norm, head.
+        dense, experts: Gathered for one block, without its experts and of those that the rank computes.
+        root_values, block_values: The same without padding, a block's dense part and experts together: gradients have none.
     """
 
-    total: int
+    held: int
+    matrices: int
     root: int
     dense: int
     experts: int
-    matrices: int
+    root_values: int
+    block_values: int
 
 
 def estimate(run: TrainConfig, layout: Layout, on_gpu: bool = True, why: str = "formula") -> Memory:
     """Memory of one rank of a run with this layout."""
     run = layout.config(run)
-    counts = counted(run.model)
+    counts = counted(run.model, layout.shards, layout.expert_parallel)
     # auto is bfloat16 on a GPU, float32 on a CPU
     value_bytes = 4 if run.compute.dtype == "float32" or (run.compute.dtype == "auto" and not on_gpu) else 2
     sharded = layout.gpus > 1 or value_bytes < MASTER_BYTES  # one float32 rank stays plain, without FSDP
     reduce_bytes = 4 if run.compute.reduce_dtype == "float32" else 2
     tokens = layout.micro_size * run.data.sequence_length // layout.context_parallel
     muon = run.optimizer.name == "muon"
-    shard = MASTER_BYTES * counts.total / layout.shards
-    unit = counts.dense + counts.experts / layout.expert_parallel  # what a rank gathers for one block
+    shard = float(MASTER_BYTES * counts.held)
+    unit = counts.dense + counts.experts  # what a rank gathers for one block
 
     always = {
         PARAMETERS: shard,
-        OPTIMIZER: shard * (2 - (counts.matrices / counts.total if muon else 0)),
+        OPTIMIZER: 2 * shard - (MASTER_BYTES * counts.matrices if muon else 0),
         DATA: 16.0 * tokens * layout.micro_batches,
     }
     waits = not run.compute.reduce_every_micro_batch and sharded
-    whole = reduce_bytes * (counts.root + unit * run.model.layers)
+    whole = reduce_bytes * (counts.root_values + counts.block_values * run.model.layers)
     before = (whole if waits else shard) if layout.micro_batches > 1 else 0.0
     blocks = 0.0 if not sharded else value_bytes * unit * (1 if layout.reshard_after_forward else run.model.layers)
     root = value_bytes * counts.root if sharded else 0.0
@@ -126,7 +130,8 @@ def estimate(run: TrainConfig, layout: Layout, on_gpu: bool = True, why: str = "
         ACTIVATIONS: kept,
         LOSS: weight_gradient + hidden_gradient + logits,
     }
-    arriving = before + (value_bytes * (counts.root / 2 + unit) if sharded else shard)  # the head's, and one block's
+    # The head's, and one block's.
+    arriving = before + (value_bytes * (counts.root_values / 2 + counts.block_values) if sharded else shard)
     one_more = 0.0 if layout.reshard_after_forward else blocks
     in_block = {
         **always,
@@ -143,14 +148,14 @@ def estimate(run: TrainConfig, layout: Layout, on_gpu: bool = True, why: str = "
     }
     at_the_end = {
         **always,
-        GRADIENTS: max(before, shard) + (value_bytes * counts.root if sharded else 0.0),
+        GRADIENTS: max(before, shard) + (value_bytes * counts.root_values if sharded else 0.0),
         COMMUNICATION: reduce_bytes * counts.root if sharded else 0.0,
     }
     in_update = {
         **always,
         GRADIENTS: shard,
         # Muon's look-ahead and its orthogonalised update, and the stack that it works on, three deep.
-        UPDATE: (2 * MASTER_BYTES + 3 * (2 if on_gpu else 4)) * counts.matrices / layout.shards if muon else 0.0,
+        UPDATE: (2 * MASTER_BYTES + 3 * (2 if on_gpu else 4)) * counts.matrices if muon else 0.0,
     }
     moments = [
         ("loss", at_loss),
@@ -164,19 +169,35 @@ def estimate(run: TrainConfig, layout: Layout, on_gpu: bool = True, why: str = "
 
 
 @cache
-def counted(model: ModelConfig) -> Counts:
-    """The parameters of a model, counted on a copy without storage."""
+def counted(model: ModelConfig, shards: int, expert_parallel: int) -> Counts:
+    """The parameters of a model on so many ranks, counted on a copy without storage."""
     import grist_model
     from grist_model.moe import Experts
     from grist_train.optimizer import roles
 
     built = grist_model.build(model, device="meta")
-    total = sum(parameter.numel() for parameter in built.parameters())
-    blocks = sum(parameter.numel() for parameter in built.blocks.parameters())
-    experts = sum(p.numel() for m in built.modules() if isinstance(m, Experts) for p in m.parameters())
-    matrices = sum(parameter.numel() for parameter in roles(built).matrices)
-    dense = (blocks - experts) // model.layers
-    return Counts(total, total - blocks, dense, experts // model.layers, matrices)
+    travelling = {id(p) for module in built.modules() if isinstance(module, Experts) for p in module.parameters()}
+    muon = {id(p) for p in roles(built).matrices}
+    held = matrices = root = dense = experts = root_values = block_values = 0
+    for name, p in built.named_parameters():
+        ranks, plain = shards, p.numel()
+        if id(p) in travelling and expert_parallel > 1:  # cut evenly: check_layout refuses what would not be
+            ranks, plain = shards // expert_parallel, plain // expert_parallel
+            values = plain
+        else:
+            values = -(-p.shape[0] // ranks) * ranks * (plain // p.shape[0])
+        held += values // ranks
+        matrices += values // ranks if id(p) in muon else 0
+        if not name.startswith("blocks."):
+            root, root_values = root + values, root_values + plain
+            continue
+        block_values += plain
+        if id(p) in travelling:
+            experts += values
+        else:
+            dense += values
+    L = model.layers
+    return Counts(held, matrices, root, dense // L, experts // L, root_values, block_values // L)
 
 
 def saved_bytes_per_token(model: ModelConfig, value_bytes: int, rows_travel: bool = False) -> float:

@@ -50,6 +50,8 @@ def measured_memory(run: TrainConfig, layout: Layout, gpu: Gpu) -> Memory:
     on_gpu = gpu.architecture is not None
     if run.preferences is not None:
         return estimate(run, layout, on_gpu, "formula: steps on pairs of answers are not traced")
+    if layout.context_parallel > 1:
+        return estimate(run, layout, on_gpu, "formula: steps on shared sequences are not traced")
     from grist_kernels.launch import Target
     from grist_tools.plan_trace import trace
 

@@ -92,15 +92,15 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Layout)}
 
 
 def micro_batch(run: TrainConfig, gpus: int) -> tuple[int, int]:
-    """Sequences in a micro-batch and micro-batches a step on each GPU.
+    """Sequences in a micro-batch and micro-batches a step on each GPU; GPUs that share a sequence count as one.
 
     Raises:
         ValueError: the global batch cannot be dealt out evenly.
     """
-    total = run.batch.global_size
-    if gpus < 1 or total % gpus:
-        raise ValueError(f"batch.global_size {total} cannot be dealt out to {gpus} GPUs evenly")
-    share = total // gpus
+    total, readers = run.batch.global_size, gpus // getattr(run.compute, "context_parallel", 1)
+    if readers < 1 or total % readers:
+        raise ValueError(f"batch.global_size {total} cannot be dealt out to {readers} GPUs evenly")
+    share = total // readers
     micro = min(run.batch.micro_size or share, share)
     if share % micro:
         raise ValueError(f"{share} sequences a GPU and step are not filled by micro-batches of {micro}")
@@ -121,11 +121,11 @@ def layout_of(run: TrainConfig, gpus: int, gpus_per_node: int) -> Layout:
 
 
 def layouts(run: TrainConfig, own: Layout) -> list[Layout]:
-    """The ways to run it on these GPUs that the trainer can do; once it has copies or shared sequences, with those."""
+    """The ways to run it on these GPUs that the trainer can do: copies cut over 1, 8 and 64 machines, or over all."""
     share = own.micro_size * own.micro_batches
     sizes = {size for size in _powers(min(share, LARGEST_MICRO_SIZE)) if share % size == 0} | {own.micro_size}
     experts = [p for p in _powers(own.gpus_per_node) if run.model.experts % p == 0] if run.model.experts else []
-    nodes = max(1, own.gpus // own.gpus_per_node)
+    copies = {own.gpus // shards for k in range(3) if own.gpus % (shards := own.gpus_per_node * 8**k) == 0}
     tried = {
         replace(
             own,
@@ -141,7 +141,7 @@ def layouts(run: TrainConfig, own: Layout) -> list[Layout]:
         for size, expert_parallel, replicate, context_parallel, checkpointing, reshard, every in itertools.product(
             sizes,
             {1, *experts, own.expert_parallel},
-            {1, nodes, own.replicate},
+            {1, *copies, own.replicate} - {0},
             {own.context_parallel},
             ("none", "block"),
             (True, False),

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from grist_tools.console import count, size, table
+from grist_tools.memory import counted
 from grist_tools.plan_advice import Advice, Candidate
 from grist_tools.plan_roles import ROLES
 
@@ -61,6 +62,7 @@ def text(plan: Plan) -> str:
         time_table(plan),
         verdict(plan),
         advice_text(plan),
+        padding_text(plan),
         assumptions_text(plan.assumed),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -166,6 +168,23 @@ def advice_text(plan: Plan) -> str:
         f"  {described(best)}: {size(best.memory.peak_bytes)} ({best.memory.source}), {best.time.total:.3g} s a step"
     )
     return "\n".join(lines + [f"  - {reason}" for reason in advice.reasons])
+
+
+def padding_text(plan: Plan) -> str:
+    """Said where a third and more of what travels is padding: FSDP2 cuts stacks of experts into whole experts, a rank at
+    least one, unless ranks share them."""
+    lines = []
+    for name, each in (("run file", plan.advice.own), ("recommended", plan.advice.best)):
+        if each is None or (name == "recommended" and each is plan.advice.own):
+            continue
+        counts = counted(plan.run.model, each.layout.shards, each.layout.expert_parallel)
+        padded = (counts.dense + counts.experts) / counts.block_values
+        if padded >= 1.5:
+            lines.append(
+                f"{name}: {plan.run.model.experts} experts cut over {each.layout.shards} ranks: blocks travel as "
+                f"{padded:.1f} times their size, which is padding"
+            )
+    return "\n".join(lines)
 
 
 def _in_short(candidate: Candidate) -> str:

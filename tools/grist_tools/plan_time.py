@@ -83,7 +83,7 @@ class _Work:
 
     def __init__(self, run: TrainConfig, layout: Layout, gpu: Gpu, assumed: Assumptions) -> None:
         self.run, self.layout, self.gpu, self.assumed = run, layout, gpu, assumed
-        self.model, self.counts = run.model, counted(run.model)
+        self.model, self.counts = run.model, counted(run.model, layout.shards, layout.expert_parallel)
         self.tokens = layout.micro_size * run.data.sequence_length // layout.context_parallel
         in_bfloat16 = run.compute.dtype == "bfloat16" or (run.compute.dtype == "auto" and gpu.architecture is not None)
         self.value_bytes = 2 if in_bfloat16 else 4
@@ -109,12 +109,12 @@ class _Work:
     def gather_s(self) -> float:
         """All blocks once."""
         dense = ring_s(self.value_bytes * self.counts.dense, self.everyone, self.gpu, self.assumed)
-        experts = self.value_bytes * self.counts.experts / self.layout.expert_parallel
-        return self.model.layers * (dense + ring_s(experts, self.expert_peers, self.gpu, self.assumed))
+        experts = ring_s(self.value_bytes * self.counts.experts, self.expert_peers, self.gpu, self.assumed)
+        return self.model.layers * (dense + experts)
 
     def reduce_s(self) -> float:
         """The gradients of all blocks once; with copies, their sums over the copies too."""
-        dense, experts = self.counts.dense, self.counts.experts / self.layout.expert_parallel
+        dense, experts = self.counts.dense, self.counts.experts
         seconds = ring_s(self.reduce_bytes * dense, self.everyone, self.gpu, self.assumed)
         seconds += ring_s(self.reduce_bytes * experts, self.expert_peers, self.gpu, self.assumed)
         if self.layout.replicate > 1:  # an all-reduce is a reduce-scatter and an all-gather
@@ -141,8 +141,7 @@ class _Work:
 
     def update_s(self) -> float:
         """Clipping reads gradients once and scales them; AdamW reads four values and writes three, Muon multiplies besides."""
-        local = self.counts.total / self.layout.shards
-        seconds = local * (12 + 28) / (self.gpu.memory_rate * self.assumed.memory)
+        seconds = self.counts.held * (12 + 28) / (self.gpu.memory_rate * self.assumed.memory)
         if self.run.optimizer.name == "muon":
             flops = muon_flops(self.model, self.run.optimizer.muon_iterations)
             seconds += flops / self.layout.shards / (self.gpu.peak_flops * self.assumed.products)

@@ -1,4 +1,4 @@
-"""One rank's step, run for its sizes: the trainer's own model, sharding, loss, clipping and optimizers, on fake tensors.
+"""One rank's step, run for its sizes: the trainer's own model, sharding, loss and optimizers, on fake tensors.
 
 Where the plan of a run and the run differ, this is not a second description of the trainer that could be wrong: it is the
 trainer.
@@ -40,7 +40,8 @@ class Trace:
 def trace(config: TrainConfig, ranks: int, micro_size: int, micro_batches: int, gpu: Target | None) -> Trace:
     """The last micro-batch of a step, and the update after it, on rank 0 of `ranks`, in the steady state.
 
-    Gradients that earlier micro-batches left are there from the start; so is the optimizer's state. gpu None is a CPU.
+    Clipping is left out: it scales in place and keeps a few numbers, which fake tensors do not have. Gradients that earlier
+    micro-batches left are there from the start; so is the optimizer's state. gpu None is a CPU.
 
     Raises what the trainer raises for a layout that it cannot run.
     """
@@ -68,7 +69,6 @@ def _settle(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
     it makes whole tensors under the same fake mode."""
     for parameter in _trained(model):
         parameter.grad = torch.empty_like(parameter)
-    optimizer.clip_gradients(_trained(model), 1.0)
     for each in optimizers:
         each.step()
         each.zero_grad()
@@ -98,7 +98,6 @@ def _step(
         ledger.register(roles.GRADIENTS, [p.grad for p in parameters if p.grad is not None])
         del result
         with ledger.during("optimizer step", roles.UPDATE):
-            optimizer.clip_gradients(parameters, config.optimizer.clip)
             for each in optimizers:
                 each.step()
                 each.zero_grad()

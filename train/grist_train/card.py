@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from grist_data.manifest import read_manifest
+from grist_model.hub import public_name
 from grist_model.model_card import CardFacts
 from grist_train.config import TrainConfig
 
@@ -23,7 +24,7 @@ def card_facts(config: TrainConfig, result: dict[str, Any] | None, tokens: int) 
         training["adapters"] = f"LoRA of rank {config.lora.rank} on {', '.join(config.lora.targets)}, folded in"
     return CardFacts(
         name=config.name,
-        base_model=config.initial,
+        base_model=None if config.initial is None else public_name(config.initial),
         datasets=_datasets(config),
         metrics={name: result[name] for name in _FIGURES if result is not None and name in result},
         training=training,

@@ -22,6 +22,7 @@ from grist_model.config import ModelConfig
 from grist_model.lora_config import LoraConfig
 from grist_train.data_config import BatchConfig, DataConfig, Phase, check_data, check_lengths, phases
 from grist_train.guard_config import GuardConfig, check_guard
+from grist_train.logging_config import LoggingConfig, ProfileConfig, check_logging
 from grist_train.preference_config import PreferenceConfig, check_preferences
 
 
@@ -40,6 +41,8 @@ class OptimizerConfig:
         muon_iterations: Steps of the orthogonalising iteration, 1 to 5.
         weight_decay: Decoupled, on matrices and embeddings only.
         clip: Largest global gradient norm; 0 turns clipping off.
+        state_bits: 8 keeps AdamW's averages in 8 bits (needs torchao), a quarter of their memory; Muon's stay in 32. The host
+            then waits for the device once a step. A run that began with 32 may go on with 8, not the other way.
     """
 
     name: Literal["adamw", "muon"] = "muon"
@@ -53,6 +56,7 @@ class OptimizerConfig:
     muon_warmup_steps: int = 100
     muon_iterations: int = 5
     clip: float = 1.0
+    state_bits: Literal[32, 8] = 32
 
 
 @dataclass(frozen=True)
@@ -60,15 +64,26 @@ class ScheduleConfig:
     """Learning-rate multiplier over the run.
 
     Attributes:
-        kind: `cosine` to `final_fraction`; `wsd` holds the peak, then falls linearly over the last `decay_fraction` of the
-            run (warmup-stable-decay, Hu et al. 2024, arXiv:2404.06395); `constant` holds it.
+        kind: `cosine` and `linear` fall to `final_fraction` from the end of the warmup to that of the run; `wsd` holds the
+            peak, then falls over the last `decay_fraction` of the run (warmup-stable-decay, Hu et al. 2024,
+            arXiv:2404.06395); `constant` holds it.
         warmup_steps: Linear rise from zero.
+        decay_shape: How `wsd` falls: `linear`, or `1-sqrt`, steeply at first and flatter at the end (Hägele et al. 2024,
+            arXiv:2405.18392).
     """
 
-    kind: Literal["cosine", "wsd", "constant"] = "wsd"
+    kind: Literal["cosine", "linear", "wsd", "constant"] = "wsd"
     warmup_steps: int = 20
     decay_fraction: float = 0.5
+    decay_shape: Literal["linear", "1-sqrt"] = "linear"
     final_fraction: float = 0.0
+
+
+@dataclass(frozen=True)
+class EveryBlocks:
+    """Activation checkpointing of some blocks: the first of every `every`; 1 is all of them, `block`."""
+
+    every: int
 
 
 @dataclass(frozen=True)
@@ -85,7 +100,16 @@ class ComputeConfig:
         expert_parallel: Neighbouring ranks that share the experts among them: each computes its own, and tokens travel to
             theirs. A divisor of the number of ranks and of model.experts; 1 gathers experts as all other weights. It changes
             neither what a run computes nor its checkpoints, so a run may go on with another value.
-        activation_checkpointing: `block` keeps only the input of each block and recomputes the rest in the backward.
+        replicate: Copies of the model (HSDP): weights are cut over the ranks of a copy only, and copies meet once a step, to sum
+            gradients. More memory and less traffic between machines than cutting them over all ranks. A divisor of the number
+            of ranks; a run may go on with another value.
+        context_parallel: Neighbouring ranks that share every sequence of a micro-batch: each computes two pieces of it, and keys
+            and values go around (ring attention). For sequences that are too long for one rank. A divisor of the number of
+            ranks of a copy, and twice it one of data.sequence_length; a run may go on with another value.
+        activation_checkpointing: What is kept of the forward for the backward, which computes the rest again. `none` keeps all;
+            `block` only the input of each block; `{every: n}` only that of one block in n, and all of the others; `selective`
+            the inputs of attention and of the MLP, the outputs of products with weights (not with experts), and that of
+            attention where PyTorch sees it (on a CPU, or with `compile`).
         compile: torch.compile of each block. Its graph breaks at experts that are sharded.
         threads: CPU threads a process uses; None leaves the choice to torch (torchrun sets one a process).
     """
@@ -95,7 +119,9 @@ class ComputeConfig:
     reduce_every_micro_batch: bool = False
     reshard_after_forward: bool = True
     expert_parallel: int = 1
-    activation_checkpointing: Literal["none", "block"] = "none"
+    replicate: int = 1
+    context_parallel: int = 1
+    activation_checkpointing: Literal["none", "block", "selective"] | EveryBlocks = "none"
     compile: bool = False
     threads: int | None = None
 
@@ -161,6 +187,7 @@ class TrainConfig:
         stop_at: Stop, checkpoint and exit after this step as if interrupted; the schedule still spans `steps`.
         device: auto (CUDA, else MPS, else CPU), cuda, mps or cpu.
         log_every: Steps between reads of the loss from the device; every step is recorded all the same.
+        profile: Record some steps with every operation in them; None records none.
     """
 
     name: str = "run"
@@ -183,6 +210,8 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    profile: ProfileConfig | None = None
 
     def __post_init__(self) -> None:
         _require(self.steps >= 1, f"steps must be at least 1, but is {self.steps}")
@@ -193,16 +222,22 @@ class TrainConfig:
         )
         check_data(self.data, self.batch)
         check_guard(self.guard)
+        check_logging(self.logging, self.profile, self.steps)
         if self.preferences is not None:
             self._check_preferences(self.preferences)
         _require(
             self.checkpoint.keep_last >= 1,
             f"checkpoint.keep_last must be at least 1, but is {self.checkpoint.keep_last}: a resumable run needs one",
         )
-        _require(
-            self.compute.expert_parallel >= 1,
-            f"compute.expert_parallel must be at least 1, but is {self.compute.expert_parallel}",
-        )
+        for key in ("expert_parallel", "replicate", "context_parallel"):
+            ranks = getattr(self.compute, key)
+            _require(ranks >= 1, f"compute.{key} must be at least 1, but is {ranks}")
+        kept = self.compute.activation_checkpointing
+        if isinstance(kept, EveryBlocks):
+            _require(
+                kept.every >= 1,
+                f"compute.activation_checkpointing.every must be at least 1, but is {kept.every}: 1 is every block",
+            )
         if self.lora is not None:
             self._check_lora()
         if self.initial is None:  # else the model is not known yet: initial.py checks when it is
@@ -230,6 +265,8 @@ class TrainConfig:
         """Whether the rest fits the model. Raises ValueError."""
         if self.preferences is None:
             check_lengths(self.phases, self.model.context_length)
+        if self.compute.context_parallel > 1:
+            self._check_shared_sequences(self.compute.context_parallel)
         ranks, experts = self.compute.expert_parallel, self.model.experts
         if ranks > 1:
             _require(
@@ -240,6 +277,25 @@ class TrainConfig:
                 experts % ranks == 0,
                 f"compute.expert_parallel {ranks} does not divide model.experts {experts}: use a divisor of it",
             )
+
+    def _check_shared_sequences(self, ranks: int) -> None:
+        what = f"compute.context_parallel {ranks}"
+        for phase in self.phases:
+            _require(
+                phase.sequence_length % (2 * ranks) == 0,
+                f"{what} cuts every sequence into {2 * ranks} pieces, which do not divide data.sequence_length "
+                f"{phase.sequence_length}: make it a multiple of {2 * ranks}",
+            )
+        _require(
+            not self.data.document_masks and self.data.packing == "none",
+            f"{what} does not keep attention inside documents: set data.document_masks to false and data.packing to none",
+        )
+        _require(self.preferences is None, f"{what} does not share pairs of answers: set it to 1 with preferences")
+        scaling = self.model.rope_scaling
+        _require(
+            scaling is None or scaling.kind != "dynamic",
+            f"{what} does not fit model.rope_scaling.kind dynamic, whose angles depend on the last token of a call",
+        )
 
     def _check_preferences(self, preferences: PreferenceConfig) -> None:
         check_preferences(preferences)

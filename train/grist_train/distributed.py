@@ -15,15 +15,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Replicate
-from torch.utils.checkpoint import checkpoint as recompute
 
 from grist_model.moe import Experts
+from grist_train import recompute
 from grist_train.allocator import keep_freed_memory
 from grist_train.config import ComputeConfig
-from grist_train.expert_parallel import distribute_experts, expert_mesh, shard_dimension
+from grist_train.expert_parallel import distribute_experts, shard_dimension
+from grist_train.mesh import expert_mesh, fsdp_part, grid_of, weight_mesh
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -39,6 +39,8 @@ class World:
         host_group: A gloo group for small host-side values, so that no device has to be waited for.
         checkpoint_group: A second gloo group: the asynchronous checkpoint runs its collectives in a background thread, and
             two threads must not share one group.
+        context: Ranks that share sequences with this one, itself among them.
+        context_group: Those ranks; None where every rank has sequences of its own.
     """
 
     rank: int
@@ -47,10 +49,22 @@ class World:
     device: torch.device
     host_group: dist.ProcessGroup
     checkpoint_group: dist.ProcessGroup
+    context: int = 1
+    context_group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of the samples of a step this rank reads; ranks that share sequences read the same."""
+        return self.rank // self.context
+
+    @property
+    def data_size(self) -> int:
+        """How many shares there are."""
+        return self.size // self.context
 
 
 def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
@@ -110,13 +124,8 @@ def compute_dtype(config: ComputeConfig, device: torch.device) -> torch.dtype:
 
 def prepare_blocks(model: nn.Module, config: ComputeConfig) -> None:
     """Per-block activation checkpointing and compilation; before `shard`, so that FSDP's hooks stay outside both."""
-    for block in blocks(model):
-        # Compiled inside of the recomputation: torch runs all of a checkpointed call uncompiled, without a word, once there is
-        # a graph break in it, and the hooks of sharded experts are one.
-        forward = torch.compile(block.forward) if config.compile else block.forward
-        if config.activation_checkpointing == "block":
-            forward = functools.partial(recompute, forward, use_reentrant=False)
-        block.forward = forward
+    for layer, block in enumerate(blocks(model)):
+        recompute.prepare(block, layer, config)
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
@@ -127,7 +136,8 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 def shard(model: nn.Module, world: World, config: ComputeConfig) -> None:
     """FSDP2: experts, then each block, then the rest (embedding, last norm, head), each its own unit of communication.
 
-    With `expert_parallel` a rank keeps its own experts, and only those are sharded further (grist_train.expert_parallel).
+    With `expert_parallel` a rank keeps its own experts, and only those are sharded further (grist_train.expert_parallel). With
+    `replicate` all of it is sharded within a copy of the model, and gradients are summed over the copies besides.
     One rank computing in float32 stays plain: there is nothing to shard and nothing to cast.
     """
     dtype = compute_dtype(config, world.device)
@@ -135,7 +145,8 @@ def shard(model: nn.Module, world: World, config: ComputeConfig) -> None:
         return
     if world.device.type == "mps":
         raise ValueError("compute.dtype bfloat16 needs FSDP2, which MPS does not have: use --compute.dtype float32")
-    mesh = init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("data",))
+    grid = grid_of(config, world.size)
+    mesh = fsdp_part(weight_mesh(world.device.type, grid), "shard")
     # Inputs are not cast: rotary angles must stay float32 beside bfloat16 activations.
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=DTYPES[config.reduce_dtype], cast_forward_inputs=False
@@ -143,11 +154,11 @@ def shard(model: nn.Module, world: World, config: ComputeConfig) -> None:
     wrap = functools.partial(_fully_shard, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
     all_experts = [module for module in model.modules() if isinstance(module, Experts)]
     if config.expert_parallel > 1:
-        experts_mesh = expert_mesh(world.device.type, world.size, config.expert_parallel)
+        experts_mesh = expert_mesh(world.device.type, grid)
         cut = functools.partial(shard_dimension, mesh=experts_mesh)
         for experts in all_experts:
             distribute_experts(experts, experts_mesh)
-            wrap(experts, mesh=experts_mesh["expert_data"], shard_placement_fn=cut)
+            wrap(experts, mesh=fsdp_part(experts_mesh, "expert_data"), shard_placement_fn=cut)
     else:
         for experts in all_experts:
             wrap(experts, mesh=mesh)

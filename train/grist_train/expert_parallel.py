@@ -1,11 +1,12 @@
 """Expert parallelism: a rank holds some of the experts, and every token travels to the experts that were chosen for it.
 
 The ranks are cut into groups of P neighbours (`compute.expert_parallel`). Within a group rank p computes experts p * E / P to
-(p + 1) * E / P; the groups are copies of each other as far as experts go, and FSDP2 shards a rank's experts over them. Every
-rank has tokens of its own, so all else stays as it is without expert parallelism.
+(p + 1) * E / P; the groups are copies of each other as far as experts go, and FSDP2 shards a rank's experts over them (with
+`compute.replicate`, over those of one copy of the model). Every rank has tokens of its own, so all else stays as it is without
+expert parallelism.
 
 R this rank's tokens, A active experts per token, N = R * A assignments sorted by expert, M rows received, D model width,
-E experts, P ranks of a group, G groups.
+E experts, P ranks of a group, G groups of one copy.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import grist_kernels
@@ -24,20 +25,16 @@ from grist_model.lora_layers import LoraExperts
 from grist_model.moe import Experts
 from grist_model.rows import collect, sort_by_expert, spread
 from grist_train.config import ComputeConfig
+from grist_train.mesh import grid_of
 
 
 def check_layout(model: ModelConfig, compute: ComputeConfig, world_size: int) -> None:
-    """Raise ValueError where `compute.expert_parallel` does not fit the number of ranks.
+    """Raise ValueError where the layout of `compute` does not fit the number of ranks, or leaves experts that cannot be cut.
 
-    That it fits the model, TrainConfig has checked.
+    That expert_parallel fits the model, TrainConfig has checked.
     """
-    ranks = compute.expert_parallel
-    if world_size % ranks:
-        raise ValueError(
-            f"compute.expert_parallel {ranks} does not divide the {world_size} ranks of this run: use a divisor of "
-            f"{world_size}, or start a multiple of {ranks} processes"
-        )
-    groups = world_size // ranks
+    grid = grid_of(compute, world_size)
+    ranks, groups = grid.expert, grid.expert_groups
     if ranks == 1 or _whole_experts(model.experts, ranks, groups):
         return
     for name, width in (("model.width", model.width), ("model.expert_width", model.expert_width)):
@@ -54,18 +51,13 @@ def _whole_experts(experts: int, ranks: int, groups: int) -> bool:
     return experts // ranks % groups == 0
 
 
-def expert_mesh(device_type: str, world_size: int, ranks: int) -> DeviceMesh:
-    """(G, P): the ranks of a group are neighbours, one machine's where P divides its GPUs, because tokens travel inside it."""
-    return init_device_mesh(device_type, (world_size // ranks, ranks), mesh_dim_names=("expert_data", "expert"))
-
-
 def distribute_experts(experts: Experts, mesh: DeviceMesh) -> None:
     """Keep this rank's experts, and let `forward` send tokens to where their experts are. For parameters on "meta".
 
     Raises ValueError for experts with adapters.
 
     Parameters become DTensors of the whole (E, ...) on `mesh["expert"]`, so that checkpoints hold the same tensors whatever
-    the layout. Afterwards shard them over `mesh["expert_data"]` with `shard_dimension`.
+    the layout. Afterwards shard them over the rest of the mesh with `shard_dimension`. mesh: as `mesh.expert_mesh` makes it.
     """
     if isinstance(experts, LoraExperts):
         raise ValueError(
@@ -89,7 +81,7 @@ def shard_dimension(parameter: nn.Parameter, mesh: DeviceMesh) -> Shard:
 
     Cut by experts, fewer of them than groups would leave some ranks all the optimizer's work and others none.
     """
-    groups, ranks = mesh.shape
+    groups, ranks = mesh["expert_data"].size(), mesh["expert"].size()
     return Shard(0) if _whole_experts(parameter.shape[0], ranks, groups) else Shard(1)
 
 

@@ -14,6 +14,7 @@ from grist_data.chat_template import stop_ids
 from grist_eval.bits_per_byte import bits_per_byte, together
 from grist_eval.samples import draw_samples, write_samples
 from grist_model.adapters import write_adapter
+from grist_model.hub import public_name
 from grist_model.lora import adapter_tensors, merged, shape_of
 from grist_model.model_card import write_card
 from grist_model.transformer import Transformer
@@ -68,9 +69,10 @@ def write_portable(model: Transformer, tokenizer: Tokenizer, config: TrainConfig
     state = full_state_dict(model, world)
     if world.is_main:
         if config.lora is not None:
-            shape = shape_of(model)
+            assert config.initial is not None
+            shape, base = shape_of(model), public_name(config.initial)
             pairs = adapter_tensors(state, config.model, shape)
-            write_adapter(pairs, shape, config.model, config.run_dir / "adapter", base=config.initial)
+            write_adapter(pairs, shape, config.model, config.run_dir / "adapter", base)
             state = merged(state, config.model, shape)
         ends = {} if tokenizer.chat_template is None else {"eos_token_id": sorted(stop_ids(tokenizer))}
         grist_model.save(

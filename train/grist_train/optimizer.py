@@ -1,4 +1,4 @@
-"""Optimizers: which parameter is updated by what, and the clipping of gradients that may be sharded."""
+"""Optimizers: which parameter is updated by what, and how fast."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from grist_train.config import OptimizerConfig
+from grist_train.gradient_norms import GradientGroups, clip_by_group
 from grist_train.muon import Muon
 
 
@@ -52,9 +52,10 @@ def roles(model: nn.Module) -> ParameterRoles:
 
 
 def build(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
-    """AdamW (fused where the device has it), preceded by Muon when the run asks for it.
+    """AdamW (fused where the device has it, or with 8-bit averages), preceded by Muon when the run asks for it.
 
-    Every group remembers its peak learning rate as `peak_lr`; `set_learning_rate` scales from there.
+    Every group remembers its peak learning rate as `peak_lr`; `set_learning_rate` scales from there. Raises ImportError where
+    the averages are to have 8 bits and torchao is not installed.
     """
     by_role = roles(model)
     use_muon = config.name == "muon"
@@ -64,20 +65,22 @@ def build(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimiz
         {"params": by_role.decayed + ([] if use_muon else by_role.matrices), "lr": config.lr, "weight_decay": decay},
         {"params": by_role.plain, "lr": config.lr, "weight_decay": 0.0},
     ]
-    device = next(model.parameters()).device.type
-    adamw = torch.optim.AdamW(
-        [part for g in groups for part in _by_mesh(g)],
-        betas=config.betas,
-        eps=config.eps,
-        fused=device in ("cuda", "cpu", "mps"),
-    )
-    optimizers: list[torch.optim.Optimizer] = [adamw]
+    optimizers = [_adamw([part for group in groups for part in _by_mesh(group)], config)]
     if use_muon and by_role.matrices:
         optimizers.append(Muon(by_role.matrices, config.muon_lr, config.muon_momentum, decay, config.muon_iterations))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
+            group["peak_lr"] = float(group["lr"])
     return optimizers
+
+
+def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    if config.state_bits == 8:
+        from grist_train.adamw_8bit import GuardedAdamW8bit
+
+        return GuardedAdamW8bit(groups, config.betas, config.eps)
+    # `arm` skips a step by what only a fused AdamW reads; CPU, CUDA and MPS all have one.
+    return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True)
 
 
 def _by_mesh(group: dict[str, Any]) -> list[dict[str, Any]]:
@@ -94,49 +97,16 @@ def set_learning_rate(
     """Scale every group's rate, and warm Muon's momentum up from 0.85: a long memory of early gradients is harmful."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * multiplier
+            rate = group["peak_lr"] * multiplier
+            if isinstance(group["lr"], torch.Tensor):  # what is compiled with the step must not be another object
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
             if isinstance(optimizer, Muon):
                 progress = min(1.0, step / config.muon_warmup_steps) if config.muon_warmup_steps else 1.0
                 group["momentum"] = 0.85 + (config.muon_momentum - 0.85) * progress
 
 
 def clip_gradients(parameters: list[nn.Parameter], largest: float) -> torch.Tensor:
-    """Scale all gradients so that their global norm is at most `largest`; 0 only measures.
-
-    Returns:
-        The norm before clipping, a scalar on the device; nothing waits for it.
-
-    Works on any mix of plain and DTensor gradients: squares of local parts are summed over exactly those mesh dimensions that
-    shard them. (`torch.nn.utils.clip_grad_norm_` refuses parameters that live on different meshes.)
-    """
-    groups: dict[tuple, list[torch.Tensor]] = defaultdict(list)
-    for p in parameters:
-        if isinstance(p.grad, DTensor):
-            groups[(p.grad.device_mesh, p.grad.placements)].append(p.grad.to_local())
-        elif p.grad is not None:
-            groups[(None, ())].append(p.grad)
-    if not groups:
-        raise ValueError("clip_gradients was called before any gradient was computed")
-    total = torch.stack([_squared_norm(local, mesh, places) for (mesh, places), local in groups.items()]).sum()
-    norm = total.sqrt().float()
-    if largest > 0:
-        scale = (largest / (norm + 1e-6)).clamp(max=1.0)
-        for local in groups.values():
-            for gradient in local:
-                gradient.mul_(scale)
-    return norm
-
-
-def _squared_norm(local: list[torch.Tensor], mesh: DeviceMesh | None, placements: tuple) -> torch.Tensor:
-    """Sum of squares over the ranks that hold parts of these gradients.
-
-    In float64 where the device has it: rounded to float32 afterwards, the norm is then the same on any number of ranks, and
-    with it every clipped update.
-    """
-    wide = torch.float32 if local[0].device.type == "mps" else torch.float64
-    squared = torch.stack([torch.linalg.vector_norm(g, dtype=wide) for g in local]).square().sum()
-    for dim, placement in enumerate(placements):
-        if not placement.is_replicate():  # Shard, and the _StridedShard of experts, which is no subclass of it
-            assert mesh is not None
-            dist.all_reduce(squared, group=mesh.get_group(dim))
-    return squared
+    """`gradient_norms.clip_by_group` with all of them in one group: the norm before clipping, a scalar on the device."""
+    return clip_by_group(GradientGroups((("all", None),), (tuple(parameters),)), largest)[0]

@@ -153,10 +153,22 @@ def digest(pairs: Sequence[PreferencePair]) -> str:
     return found.hexdigest()
 
 
+def drawn(pairs: Sequence[PreferencePair], most: int | None, seed: int) -> list[PreferencePair]:
+    """At most so many pairs, in their order; their content and the seed decide which."""
+    if most is None or len(pairs) <= most:
+        return list(pairs)
+    keys = _keys(pairs, "drawn", seed)
+    return [pairs[i] for i in sorted(sorted(range(len(pairs)), key=keys.__getitem__)[:most])]
+
+
+def _keys(pairs: Sequence[PreferencePair], what: str, seed: int) -> list[int]:
+    return [hash64("preferences", what, seed, digest([pair])) for pair in pairs]
+
+
 def split(pairs: Sequence[PreferencePair], val_fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Numbers of the pairs for training and of those held out, which their content decides; neither is empty, unless
     val_fraction is 0 or there is a single pair."""
-    keys = [hash64("preferences", seed, digest([pair])) for pair in pairs]
+    keys = _keys(pairs, "held out", seed)
     if not val_fraction or len(pairs) < 2:
         return list(range(len(pairs))), []
     held_out = {i for i, key in enumerate(keys) if key < val_fraction * 2**64}

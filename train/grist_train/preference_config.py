@@ -25,6 +25,8 @@ class PreferenceConfig:
         sft_weight: Adds so much of the chosen answer's mean loss per token, which keeps it likely (Pang et al. 2024,
             arXiv:2404.19733, equation 1).
         max_tokens: Pairs with a longer sequence are left out, and counted aloud; None is the model's context.
+        max_pairs: Take so many pairs, drawn by seed and content; None takes all. All that are taken are measured before the
+            first step.
         val_fraction: Share of the pairs that is held out.
     """
 
@@ -35,6 +37,7 @@ class PreferenceConfig:
     label_smoothing: float = 0.0
     sft_weight: float = 0.0
     max_tokens: int | None = None
+    max_pairs: int | None = None
     val_fraction: float = 0.05
 
 
@@ -54,5 +57,7 @@ def check_preferences(config: PreferenceConfig) -> None:
         raise ValueError(f"preferences.sft_weight must be at least 0, but is {config.sft_weight}")
     if config.max_tokens is not None and config.max_tokens < 2:
         raise ValueError(f"preferences.max_tokens must be at least 2, but is {config.max_tokens}")
+    if config.max_pairs is not None and config.max_pairs < 1:
+        raise ValueError(f"preferences.max_pairs must be at least 1, but is {config.max_pairs}")
     if not 0 <= config.val_fraction < 1:
         raise ValueError(f"preferences.val_fraction must be at least 0 and below 1, but is {config.val_fraction}")

@@ -25,7 +25,7 @@ from grist_model.transformer import Transformer
 from grist_train.config import TrainConfig
 from grist_train.data import check_batch
 from grist_train.distributed import World, barrier
-from grist_train.preference_batches import PreferenceBatches, digest, pair_batch, split
+from grist_train.preference_batches import PreferenceBatches, digest, drawn, pair_batch, split
 from grist_train.preference_config import PreferenceConfig
 from grist_train.preference_loss import FIGURES, answer_log_probabilities, preference_loss
 
@@ -69,7 +69,7 @@ def read_pairs(config: TrainConfig, tokenizer: Tokenizer, world: World) -> list[
             f"{len(found) - len(pairs):,} of {len(found):,} pairs are longer than {most} tokens and left out",
             file=sys.stderr,
         )
-    return pairs
+    return drawn(pairs, settings.max_pairs, config.seed)
 
 
 def measured(

@@ -199,10 +199,9 @@ def _save(ctx, inputs, output) -> None:
 def _gradients(ctx, run, d_out, *_):
     if d_out is None:
         return (None,) * 11
-    d_x, d_weights, d_w_gate_up, d_w_down, d_b_gate_up, d_b_down = run(
-        d_out, *ctx.saved_tensors, *ctx.options, ctx.has_b_gate_up
-    )
-    has_b_down = ctx.saved_tensors[5] is not None
+    saved = ctx.saved_tensors  # once: recomputation (torch.utils.checkpoint) gives them up at the first reading
+    d_x, d_weights, d_w_gate_up, d_w_down, d_b_gate_up, d_b_down = run(d_out, *saved, *ctx.options, ctx.has_b_gate_up)
+    has_b_down = saved[5] is not None
     biases = d_b_gate_up if ctx.has_b_gate_up else None, d_b_down if has_b_down else None
     return d_x, None, d_weights, d_w_gate_up, d_w_down, *biases, None, None, None, None
 
