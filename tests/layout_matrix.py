@@ -1,7 +1,7 @@
 """What the processes of the tests of layouts compute: one run, step by step, however ranks copy, cut and share it.
 
-A layout is a number of ranks and a ComputeConfig. All of them are given one in-memory dataset, read with `Batches` as a real run
-reads it, so that a checkpoint says where the data stands.
+A layout is a number of ranks and a ComputeConfig. All of them are given one in-memory dataset, read with `Batches` as a real
+run reads it, so that a checkpoint says where the data stands.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def load(rank: int, size: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("saved_on", "loaded_on"), [(2, 1), (2, 3), (1, 2)])
+@pytest.mark.parametrize(("saved_on", "loaded_on"), [(1, 2), (2, 3)])
 def test_a_checkpoint_loads_on_another_number_of_ranks(tmp_path, saved_on, loaded_on):
     spawn(save, args=(saved_on, str(tmp_path)), nprocs=saved_on)
     spawn(load, args=(loaded_on, str(tmp_path)), nprocs=loaded_on)

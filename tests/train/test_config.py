@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from grist_model.config import ModelConfig
-from grist_train.config import TrainConfig, load, parse, to_dict
+from grist_train.config import EveryBlocks, TrainConfig, load, parse, to_dict
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = sorted((ROOT / "train" / "runs").glob("*.yaml"))
@@ -117,3 +117,29 @@ def test_preferences_that_cannot_be_meant_are_refused(tmp_path, changes, words):
     path.write_text(yaml.safe_dump({"initial": "somewhere", "preferences": {"paths": ["x"]}, **changes}))
     with pytest.raises(SystemExit, match=words):
         parse(["--config", str(path)])
+
+
+def test_activation_checkpointing_is_a_word_or_every_so_many(tmp_path):
+    path = tmp_path / "run.yaml"
+    for text, want in (("block", "block"), ("selective", "selective"), ("{every: 3}", EveryBlocks(3))):
+        path.write_text(f"compute:\n  activation_checkpointing: {text}\n", encoding="utf-8")
+        config = load(path)
+        assert config.compute.activation_checkpointing == want
+        path.write_text(yaml.safe_dump(to_dict(config)), encoding="utf-8")
+        assert load(path) == config
+    assert parse(["--compute.activation_checkpointing.every", "2"]).compute.activation_checkpointing == EveryBlocks(2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--compute.replicate", "0"], "compute.replicate must be at least 1, but is 0"),
+        (["--compute.context_parallel", "-2"], "compute.context_parallel must be at least 1, but is -2"),
+        (["--compute.activation_checkpointing.every", "0"], "activation_checkpointing.every must be at least 1"),
+        (["--compute.activation_checkpointing", "blocks"], "blocks"),
+    ],
+)
+def test_layouts_that_no_number_of_ranks_fits_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        parse(arguments)
+    assert message in f"{error.value} {capsys.readouterr().err}"

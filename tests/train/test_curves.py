@@ -24,6 +24,11 @@ def router_row(step: int) -> dict:
     return training_row(step, **health)
 
 
+def costly_row(step: int) -> dict:
+    times = {f"time_{part}_ms": 10.0 * step + i for i, part in enumerate(("data", "forward", "backward", "optimizer"))}
+    return router_row(step) | times | {"memory_allocated_gib": 2.0 + step, "memory_resident_gib": 1.0 + step}
+
+
 def evaluation_row(step: int, bits: float = 2.0) -> dict:
     return {"step": step, "validation_loss": 3.0, "validation_bits_per_byte": bits, "seconds": 1.0}
 
@@ -90,7 +95,7 @@ def test_nine_panels_become_a_grid_of_three_rows(tmp_path):
 def test_every_panel_draws_what_it_is_named_after(tmp_path):
     """The router's health among them: busiest expert, variation of the load, entropy, dead experts."""
     metrics = read_metrics(
-        write(tmp_path / "m.jsonl", [*(router_row(step) for step in range(1, 9)), evaluation_row(8)])
+        write(tmp_path / "m.jsonl", [*(costly_row(step) for step in range(1, 9)), evaluation_row(8)])
     )
     for draw, key in PANELS:
         axes = Figure().add_subplot()

@@ -45,14 +45,17 @@ def run(config: TrainConfig, world: World) -> None:
     from grist_train.checkpoint import Checkpoints
     from grist_train.expert_parallel import check_layout
     from grist_train.finish import finish
+    from grist_train.gradient_norms import clip_by_group, gradient_groups
     from grist_train.guard import StopRequest
     from grist_train.initial import add_adapters, check_base, fill, with_initial_model
     from grist_train.loss import step_values
     from grist_train.metrics import Metrics
+    from grist_train.profiling import StepProfiler
     from grist_train.sample_log import SampleLog
     from grist_train.schedule import multiplier
     from grist_train.setup import announce, resumable
     from grist_train.step_guard import StepGuard, arm
+    from grist_train.step_timer import StepTimer
     from grist_train.tasks import open_task
 
     config = with_initial_model(config, world)
@@ -75,7 +78,7 @@ def run(config: TrainConfig, world: World) -> None:
     model.to_empty(device=world.device)
     fill(model, config, resuming=state is not None)
     optimizers = optimizer.build(model, config.optimizer)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = gradient_groups(model, config.logging.grad_norm_by_layer)
 
     # 3) Resume from the newest checkpoint of this run, if there is one; batches go on where it left them.
     step = 0
@@ -88,15 +91,18 @@ def run(config: TrainConfig, world: World) -> None:
     # 4) The loop.
     guard = StepGuard(config.guard, world.device, state)
     bad = BadSteps(config, world, task.describe, state)
-    metrics = Metrics(config, world, state, task.figures, bad.read)
+    metrics = Metrics(config, world, state, task.figures, groups, bad.read)
     seen = SampleLog(config, world, step)
     last_step = min(config.steps, config.stop_at or config.steps)
     reduce_sum = functools.partial(distributed.sum_on_device, world=world)
     stopped, held_out_loss = False, None
+    timer, profiler = StepTimer(world.device), StepProfiler(config.profile, config.run_dir / "profile", world)
     with StopRequest() as stop:
         while step < last_step and not stopped:
+            profiler.begin(step + 1)
             first = batches.position
             micro_batches = next(batches)
+            timer.mark("data")
             if step + 1 in bad.left_out:
                 step += 1
                 continue
@@ -109,28 +115,39 @@ def run(config: TrainConfig, world: World) -> None:
             votes = [local_tokens, local_counted, int(stop.reason is not None)]
             tokens, counted, stop_votes = distributed.sum_on_host(votes, world)
             stopped = stop_votes > 0
+            timer.mark("ranks")  # waiting for them to come this far
             counted = max(counted, 1)  # rows cut out of conversations may hold no answer at all: nothing is learned
 
             results = []
             for i, batch in enumerate(micro_batches):
                 distributed.set_last_micro_batch(model, i == len(micro_batches) - 1, config.compute)
                 result = task.loss(model, batch, counted, tokens)
+                timer.mark("forward")
                 result.objective.backward()
+                timer.mark("backward")
                 results.append(result)
 
-            grad_norm = optimizer.clip_gradients(parameters, config.optimizer.clip)
+            grad_norm, norms_G = clip_by_group(groups, config.optimizer.clip)
             values = step_values(results, grad_norm, counted, tokens, config.model, reduce_sum)
             skip = guard.judge(values[0], values[1])
             arm(optimizers, skip)
             for each in optimizers:
                 each.step()
                 each.zero_grad()
+            timer.mark("optimizer")
             step += 1
 
             if config.model.balance == "bias" and config.model.experts and config.lora is None:
                 assignments = config.model.layers * config.model.experts
                 model.update_selection_bias((values[-assignments:] * ~skip).view(config.model.layers, -1))
-            metrics.step(step, config.optimizer.lr * rate, tokens, micro_batches[0].ids_BT.shape[1], values, skip)
+            times = timer.lap()
+            length = micro_batches[0].ids_BT.shape[1]
+            metrics.step(step, config.optimizer.lr * rate, tokens, length, values, skip, norms_G, times)
+            if profiler.end(step, times):
+                metrics.pause()
+                metrics.say(profiler.write())
+                metrics.resume()
+                timer.mark("profile")
             evaluate = task.has_held_out and config.evaluation_due(step)
             save = config.checkpoint.every and step % config.checkpoint.every == 0 and step < config.steps
             if evaluate or save:
@@ -141,7 +158,7 @@ def run(config: TrainConfig, world: World) -> None:
                 metrics.close()
                 seen.close()
                 guard = StepGuard(config.guard, world.device, state)
-                metrics = Metrics(config, world, state, task.figures, bad.read)
+                metrics = Metrics(config, world, state, task.figures, groups, bad.read)
                 seen = SampleLog(config, world, step)
                 metrics.say(f"back to step {step}; left out from here on: steps {sorted(bad.left_out)}")
                 continue
@@ -153,15 +170,19 @@ def run(config: TrainConfig, world: World) -> None:
                 held_out_loss = result["loss"]
                 metrics.validation(step, result)
                 metrics.resume()
+                timer.mark("evaluation")
             checkpoints.poll()
             if save:
-                rest = resumable(step, task, metrics, held_out_loss, config) | guard.state_dict() | bad.state_dict()
+                rest = resumable(step, task, metrics, guard, bad, held_out_loss, config)
                 checkpoints.save(step, model, optimizers, rest)
+                timer.mark("checkpoint")
 
         # 5) The last checkpoint; a run that was stopped ends here and goes on when the same command is run again.
         metrics.flush()
+        if profiler.has_something:
+            metrics.say(profiler.write())
         bad.require_few()
-        rest = resumable(step, task, metrics, held_out_loss, config) | guard.state_dict() | bad.state_dict()
+        rest = resumable(step, task, metrics, guard, bad, held_out_loss, config)
         checkpoints.save(step, model, optimizers, rest)
         saved = checkpoints.wait()
         if not saved:

@@ -100,12 +100,12 @@ class ComputeConfig:
         expert_parallel: Neighbouring ranks that share the experts among them: each computes its own, and tokens travel to
             theirs. A divisor of the number of ranks and of model.experts; 1 gathers experts as all other weights. It changes
             neither what a run computes nor its checkpoints, so a run may go on with another value.
-        replicate: Copies of the model (HSDP): weights are cut over the ranks of a copy only, and copies meet once a step, to sum
-            gradients. More memory and less traffic between machines than cutting them over all ranks. A divisor of the number
-            of ranks; a run may go on with another value.
-        context_parallel: Neighbouring ranks that share every sequence of a micro-batch: each computes two pieces of it, and keys
-            and values go around (ring attention). For sequences that are too long for one rank. A divisor of the number of
-            ranks of a copy, and twice it one of data.sequence_length; a run may go on with another value.
+        replicate: Copies of the model (HSDP): weights are cut over the ranks of a copy only, and copies meet to sum gradients.
+            More memory and less traffic between machines than cutting them over all ranks. A divisor of the number of ranks;
+            a run may go on with another value.
+        context_parallel: Neighbouring ranks that share every sequence of a micro-batch: each computes two pieces of it, and
+            keys and values go around (ring attention). For sequences that are too long for one rank. A divisor of the number
+            of ranks of a copy, and twice it one of data.sequence_length; a run may go on with another value.
         activation_checkpointing: What is kept of the forward for the backward, which computes the rest again. `none` keeps all;
             `block` only the input of each block; `{every: n}` only that of one block in n, and all of the others; `selective`
             the inputs of attention and of the MLP, the outputs of products with weights (not with experts), and that of

@@ -2,8 +2,8 @@
 
 `compute.context_parallel` C: neighbouring ranks read the same samples, and each keeps two of 2 * C equal pieces of every
 sequence, one from its beginning and one from its end, so that all have the same share of causal attention to compute
-(grist_kernels.attention.ring). All else in a model looks at one token at a time, but for the balance loss of routers. Losses and
-figures are sums over tokens: they add up over these ranks as over any others, and weights are cut over them too.
+(grist_kernels.attention.ring). All else in a model looks at one token at a time, but for the balance loss of routers. Losses
+and figures are sums over tokens: they add up over these ranks as over any others, and weights are cut over them too.
 
 B batch, T tokens of this rank's share, D model width, E experts, A active experts per token, R = B * T.
 """

@@ -7,6 +7,7 @@ neither pyplot's global state nor a window system is touched from inside a train
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -141,6 +142,22 @@ def _throughput(axes: Axes, metrics: Metrics, color: str, label: str) -> None:
     axes.set_title("tokens per second")
 
 
+def _step_time(axes: Axes, metrics: Metrics, color: str, label: str) -> None:
+    _draw_noisy(axes, metrics.series("time_backward_ms"), color, label)
+    for part, style in (("forward", "--"), ("optimizer", "-."), ("data", ":")):
+        series = metrics.series(f"time_{part}_ms")
+        _draw(axes, Series(series.steps, smooth(series.values)), color, "_nolegend_", linestyle=style, linewidth=1.2)
+    axes.set_ylim(bottom=0)
+    axes.set_title("ms a step: backward; forward --, optimizer -., data ··")
+
+
+def _memory(key: str, what: str, axes: Axes, metrics: Metrics, color: str, label: str) -> None:
+    series = metrics.series(key)
+    _draw(axes, series, color, label, linewidth=1.4)
+    axes.set_ylim(0, max([axes.get_ylim()[1], *(1.1 * value for value in series.values)]))  # it hardly changes
+    axes.set_title(f"peak memory of the first rank (GiB, {what})")
+
+
 def _expert_load(axes: Axes, metrics: Metrics, color: str, label: str) -> None:
     _over_layers(axes, metrics, "load_max_over_mean", color, label)
     axes.set_title("busiest expert / mean load (dotted: worst layer)")
@@ -177,6 +194,9 @@ PANELS = [
     (_learning_rate, "lr"),
     (_gradient_norm, "grad_norm"),
     (_throughput, "tokens_per_second"),
+    (_step_time, "time_backward_ms"),
+    (functools.partial(_memory, "memory_allocated_gib", "of the device"), "memory_allocated_gib"),
+    (functools.partial(_memory, "memory_resident_gib", "of the process"), "memory_resident_gib"),
     (_expert_load, "load_max_over_mean"),
     (_load_variation, "load_cv"),
     (_router_entropy, "router_entropy"),
@@ -185,7 +205,8 @@ PANELS = [
 
 
 def plot(metrics_path: str | Path | Mapping[str, str | Path], out_path: str | Path) -> Path:
-    """Draw loss, validation bits per byte, learning rate, gradient norm, tokens/s and the router's health as one PNG.
+    """Draw loss, validation bits per byte, learning rate, gradient norm, tokens/s, what a step's time and memory go to, and the
+    router's health as one PNG.
 
     Args:
         metrics_path: one `metrics.jsonl`, or a mapping of label to `metrics.jsonl` to lay several runs over each other.

@@ -2,7 +2,7 @@
 
 From the outermost dimension to the innermost; neighbouring ranks are on one machine, so what exchanges most is innermost:
 
-    replicate R                        copies of the sharded model (HSDP): they meet once a step, to sum gradients
+    replicate R                        copies of the sharded model (HSDP): they meet to sum gradients
     shard S                            ranks that the weights of one copy are cut over (FSDP2)
     data D, context C                  the same S ranks as sequences see them: D groups of C ranks that share theirs
     expert_data G, expert P            the same S ranks as the experts see them: G groups of P ranks that share the experts

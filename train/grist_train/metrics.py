@@ -23,6 +23,10 @@ from tqdm import tqdm
 from grist_model.accounting import flops_per_token, mean_visible_keys
 from grist_train.config import TrainConfig
 from grist_train.distributed import World
+from grist_train.gradient_norms import GradientGroups
+from grist_train.memory_peak import memory_peak
+from grist_train.step_timer import StepTimes
+from grist_train.trackers import open_trackers
 
 # Dense bfloat16 peaks in FLOP/s from the vendors' data sheets (without sparsity), by a part of the device's name.
 # The first match counts, so longer names stand before those they contain.
@@ -119,6 +123,8 @@ class _Pending(NamedTuple):
     sequence_length: int
     values: torch.Tensor
     skip: torch.Tensor
+    norms_G: torch.Tensor
+    times: StepTimes
 
 
 class Metrics:
@@ -134,12 +140,14 @@ class Metrics:
         world: World,
         state: dict[str, Any] | None,
         figures: tuple[str, ...],
+        groups: GradientGroups,
         on_read: Callable[[int, float, float, bool], None],
     ) -> None:
         """state: state.json of the checkpoint that the run goes on from. figures: names of what a step's values have after loss
         and gradient norm, before the router's. on_read: is told step, loss, gradient norm, and whether it was skipped, when
         they are known."""
         self.config, self.world, self.figures, self.on_read = config, world, figures, on_read
+        self.groups = groups
         self.pending: list[_Pending] = []
         first_step, self.tokens, self.seconds_before = 0, 0, 0.0
         if state is not None:
@@ -147,7 +155,7 @@ class Metrics:
         self.start = time.perf_counter()
         self.last_read = self.start
         self.last_loss = float("nan")
-        self.rows = self.writer = None
+        self.rows = None
         if not world.is_main:
             return
         peak, source = peak_flops(world.device)
@@ -156,9 +164,7 @@ class Metrics:
         self.flops_per_token = functools.cache(functools.partial(training_flops, config))
         truncate_rows(config.run_dir / "metrics.jsonl", first_step, config.steps)
         self.rows = open(config.run_dir / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(config.run_dir / "tensorboard"), purge_step=first_step + 1)
+        self.trackers = open_trackers(config, first_step)
         self.bar = tqdm(
             total=config.steps, initial=first_step, unit="step", desc=config.name, dynamic_ncols=True, disable=None
         )
@@ -169,12 +175,20 @@ class Metrics:
         return self.seconds_before + time.perf_counter() - self.start
 
     def step(
-        self, step: int, lr: float, tokens: int, sequence_length: int, values: torch.Tensor, skip: torch.Tensor
+        self,
+        step: int,
+        lr: float,
+        tokens: int,
+        sequence_length: int,
+        values: torch.Tensor,
+        skip: torch.Tensor,
+        norms_G: torch.Tensor,
+        times: StepTimes,
     ) -> None:
         """Record a finished step of so many tokens over all ranks. `values` stays on the device: loss, gradient norm, then the
         router's figures; so does `skip`, whether the step was not applied."""
         self.tokens += tokens
-        self.pending.append(_Pending(step, lr, tokens, self.tokens, sequence_length, values, skip))
+        self.pending.append(_Pending(step, lr, tokens, self.tokens, sequence_length, values, skip, norms_G, times))
         if step % self.config.log_every == 0 or step == self.config.steps:
             self.flush()
 
@@ -182,7 +196,9 @@ class Metrics:
         """Read the recorded values, pass them on (on every rank alike), and write them out."""
         if not self.pending:
             return
-        table = torch.stack([torch.cat([each.values, each.skip[None]]) for each in self.pending]).tolist()
+        # One read for all: a read waits for the device.
+        table = torch.stack([torch.cat([each.values, each.norms_G, each.skip[None]]) for each in self.pending]).tolist()
+        memory = memory_peak(self.world.device)
         now = time.perf_counter()
         elapsed = now - self.last_read
         rate, mfu = sum(each.tokens for each in self.pending) / elapsed, 0.0
@@ -191,6 +207,7 @@ class Metrics:
             mfu /= elapsed * self.peak
         self.last_read = now
         for each, (*values, skipped) in zip(self.pending, table, strict=True):
+            values, norms_G = values[: len(each.values)], values[len(each.values) :]
             self.on_read(each.step, values[0], values[1], bool(skipped))
             self.last_loss = values[0]
             if self.rows is not None:
@@ -200,9 +217,10 @@ class Metrics:
                 numbers |= zip(self.figures, values[2:router], strict=True)
                 if values[router:]:
                     numbers |= router_health(values[router:], self.config.model.layers, self.config.model.experts)
+                numbers |= self.groups.row(norms_G)
                 if skipped:
                     numbers = {key: _finite(value) for key, value in numbers.items()} | {"skipped": True}
-                row = {"step": each.step, "tokens": each.tokens_so_far, **numbers}
+                row = {"step": each.step, "tokens": each.tokens_so_far, **numbers, **each.times.row(), **memory}
                 self._write(row | {"seconds": round(self.seconds, 3)})
         if self.rows is not None:
             self._show(self.pending[-1], rate, mfu)
@@ -239,10 +257,11 @@ class Metrics:
             tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        if self.rows is not None and self.writer is not None:
+        if self.rows is not None:
             self.bar.close()
             self.rows.close()
-            self.writer.close()
+            for tracker in self.trackers:
+                tracker.close()
 
     def _show(self, last: _Pending, rate: float, mfu: float) -> None:
         self.bar.set_postfix_str(f"loss {self.last_loss:.4f}, {rate:,.0f} tok/s, MFU {mfu:.1%}", refresh=False)
@@ -257,15 +276,11 @@ class Metrics:
             )
 
     def _write(self, row: dict[str, Any]) -> None:
-        if self.rows is None or self.writer is None:
+        if self.rows is None:
             return
         self.rows.write(json.dumps(row) + "\n")
-        for name, value in row.items():
-            if isinstance(value, float):
-                self.writer.add_scalar(name, value, row["step"])
-            elif isinstance(value, list):
-                for layer, item in enumerate(value):
-                    self.writer.add_scalar(f"{name}/layer_{layer}", item, row["step"])
+        for tracker in self.trackers:
+            tracker.write(row)
 
 
 def _finite(value: Any) -> Any:

@@ -79,8 +79,9 @@ def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim
         from grist_train.adamw_8bit import GuardedAdamW8bit
 
         return GuardedAdamW8bit(groups, config.betas, config.eps)
-    # `arm` skips a step by what only a fused AdamW reads; CPU, CUDA and MPS all have one.
-    return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True)
+    # `arm` skips a step by what only a fused AdamW reads. Other devices ("meta", of a planner) take no real step.
+    fused = next(p for group in groups for p in group["params"]).device.type in ("cuda", "cpu", "mps")
+    return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=fused)
 
 
 def _by_mesh(group: dict[str, Any]) -> list[dict[str, Any]]:

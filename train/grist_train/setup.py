@@ -10,11 +10,13 @@ from torch import nn
 
 from grist_kernels import backend
 from grist_model import accounting
+from grist_train.bad_steps import BadSteps
 from grist_train.checkpoint import write_json
 from grist_train.config import TrainConfig, to_dict
 from grist_train.distributed import World, compute_dtype
 from grist_train.initial import fingerprint
 from grist_train.metrics import Metrics, environment
+from grist_train.step_guard import StepGuard
 from grist_train.tasks import NextToken, Preference
 
 
@@ -42,11 +44,19 @@ def announce(config: TrainConfig, world: World, model: nn.Module, step: int) -> 
 
 
 def resumable(
-    step: int, task: NextToken | Preference, metrics: Metrics, held_out_loss: float | None, config: TrainConfig
+    step: int,
+    task: NextToken | Preference,
+    metrics: Metrics,
+    guard: StepGuard,
+    bad: BadSteps,
+    held_out_loss: float | None,
+    config: TrainConfig,
 ) -> dict[str, Any]:
     """`state.json` of a checkpoint: everything that is not a tensor."""
     return {
         **task.position(step),
+        **guard.state_dict(),
+        **bad.state_dict(),
         "tokens": metrics.tokens,
         "seconds": metrics.seconds,
         "validation_loss": held_out_loss,
