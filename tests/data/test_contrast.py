@@ -22,8 +22,9 @@ def test_the_last_answer_is_chosen_and_another_conversations_rejected():
     rows = list(contrasting_rows(documents))
     assert [where for where, _ in rows] == [f"file:{i}" for i in range(20)]
     for i, (_, row) in enumerate(rows):
-        assert documents[i].messages is not None
-        assert row["prompt"] == list(documents[i].messages[:4])
+        messages = documents[i].messages
+        assert messages is not None
+        assert row["prompt"] == list(messages[:4])
         assert row["chosen"] == [{"role": "assistant", "content": f"answer {i}"}]
         assert row["rejected"][0]["content"] in {f"answer {k}" for k in range(20) if k != i}
     assert len({row["rejected"][0]["content"] for _, row in rows}) == 20, "nobody's answer is everybody's"

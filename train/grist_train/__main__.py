@@ -43,6 +43,7 @@ def run(config: TrainConfig, world: World) -> None:
     from grist_train import distributed, optimizer
     from grist_train.bad_steps import BadSteps
     from grist_train.checkpoint import Checkpoints
+    from grist_train.context_parallel import own_share, share_routers, sharing_sequences, with_context
     from grist_train.expert_parallel import check_layout
     from grist_train.finish import finish
     from grist_train.gradient_norms import clip_by_group, gradient_groups
@@ -60,6 +61,7 @@ def run(config: TrainConfig, world: World) -> None:
 
     config = with_initial_model(config, world)
     check_layout(config.model, config.compute, world.size)
+    world = with_context(world, config.compute)
 
     # 1) Text -> tokens, prepared once; later runs open what is there. Or pairs of answers, read into memory.
     task = open_task(config, world)
@@ -73,6 +75,7 @@ def run(config: TrainConfig, world: World) -> None:
     # 2) Model: shapes first, then sharding, then storage, then values: drawn from the seed, or those of another model.
     model = grist_model.build(config.model, device="meta")
     add_adapters(model, config, world)
+    share_routers(model, world)
     distributed.prepare_blocks(model, config.compute)
     distributed.shard(model, world, config.compute)
     model.to_empty(device=world.device)
@@ -101,13 +104,14 @@ def run(config: TrainConfig, world: World) -> None:
         while step < last_step and not stopped:
             profiler.begin(step + 1)
             first = batches.position
-            micro_batches = next(batches)
+            whole = next(batches)
             timer.mark("data")
             if step + 1 in bad.left_out:
                 step += 1
                 continue
             bad.begin(step + 1, first, batches.position)
-            seen.record(step + 1, batches, micro_batches)
+            seen.record(step + 1, batches, whole)
+            micro_batches = [own_share(batch, world) for batch in whole]
             rate = multiplier(step, config.steps, config.schedule)
             optimizer.set_learning_rate(optimizers, rate, step, config.optimizer)
             local_tokens = sum(batch.ids_BT.numel() for batch in micro_batches)
@@ -121,7 +125,8 @@ def run(config: TrainConfig, world: World) -> None:
             results = []
             for i, batch in enumerate(micro_batches):
                 distributed.set_last_micro_batch(model, i == len(micro_batches) - 1, config.compute)
-                result = task.loss(model, batch, counted, tokens)
+                with sharing_sequences(model, world):
+                    result = task.loss(model, batch, counted, tokens)
                 timer.mark("forward")
                 result.objective.backward()
                 timer.mark("backward")
@@ -141,7 +146,7 @@ def run(config: TrainConfig, world: World) -> None:
                 assignments = config.model.layers * config.model.experts
                 model.update_selection_bias((values[-assignments:] * ~skip).view(config.model.layers, -1))
             times = timer.lap()
-            length = micro_batches[0].ids_BT.shape[1]
+            length = whole[0].ids_BT.shape[1]
             metrics.step(step, config.optimizer.lr * rate, tokens, length, values, skip, norms_G, times)
             if profiler.end(step, times):
                 metrics.pause()

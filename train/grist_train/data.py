@@ -79,16 +79,16 @@ def check_batch(phase: Phase, world: World) -> int:
     """Micro-batch size of a rank. Raises ValueError when the global batch cannot be dealt out evenly."""
     total = phase.global_size
     where = f" (after step {phase.after_step})" if phase.after_step else ""
-    if total % world.size:
+    if total % world.data_size:
         raise ValueError(
-            f"batch.global_size {total}{where} cannot be dealt out to {world.size} ranks evenly: make it a multiple of "
-            f"{world.size}, or use another number of ranks"
+            f"batch.global_size {total}{where} cannot be dealt out to {world.data_size} ranks evenly: make it a multiple of "
+            f"{world.data_size}, or use another number of ranks"
         )
-    share = total // world.size
+    share = total // world.data_size
     micro = min(phase.micro_size or share, share)
     if share % micro:
         raise ValueError(
-            f"each of {world.size} ranks has {share} sequences a step{where}, which micro-batches of {micro} do not fill: "
+            f"each of {world.data_size} ranks has {share} sequences a step{where}, which micro-batches of {micro} do not fill: "
             f"make batch.micro_size a divisor of {share}"
         )
     return micro
@@ -119,8 +119,8 @@ def open_batches(
         beginning.sequence_length,
         beginning.global_size,
         seed=config.seed,
-        rank=world.rank,
-        world_size=world.size,
+        rank=world.data_rank,
+        world_size=world.data_size,
         micro_batch_size=check_batch(beginning, world),
         device=world.device,
         documents=config.data.document_masks,

@@ -45,8 +45,8 @@ class SampleLog:
             "data.log_samples is a setting of `data`, which pairs of answers stand instead of"
         )
         rows = [row for batch in micro_batches for row in batch.ids_BT.cpu().numpy()]
-        first = batches.state_dict()["pos"] - self._world.size * len(rows)  # of all ranks
-        positions = first + self._world.rank * len(rows) + np.arange(len(rows))
+        first = batches.state_dict()["pos"] - self._world.data_size * len(rows)  # of all ranks
+        positions = first + self._world.data_rank * len(rows) + np.arange(len(rows))
         samples = batches.order.samples(positions)
         facts = [
             [batches.order.names[source], int(epoch), int(window), int(token), xxhash.xxh3_64_hexdigest(row.tobytes())]

@@ -15,6 +15,7 @@ from grist_train.checkpoint import write_json
 from grist_train.config import TrainConfig, to_dict
 from grist_train.distributed import World, compute_dtype
 from grist_train.initial import fingerprint
+from grist_train.mesh import describe
 from grist_train.metrics import Metrics, environment
 from grist_train.step_guard import StepGuard
 from grist_train.tasks import NextToken, Preference
@@ -32,8 +33,7 @@ def announce(config: TrainConfig, world: World, model: nn.Module, step: int) -> 
     adapters = f"; training {trained:,} in adapters" if config.lora is not None else ""
     chosen = backend.describe(world.device.type)
     kernels = ", ".join(f"{op}: {how}" for op, how in chosen.items())
-    ranks = config.compute.expert_parallel
-    layout = f", {config.model.experts // ranks} of {config.model.experts} experts on each" if ranks > 1 else ""
+    layout = describe(config.model, config.compute)
     print(
         f"{config.name}: {total:,} parameters, {active:,} active a token{adapters}; {world.size} x "
         f"{world.device.type}{layout}, {str(compute_dtype(config.compute, world.device)).removeprefix('torch.')}\n"
