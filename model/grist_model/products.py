@@ -4,8 +4,9 @@ D the width rows come in, O the width they leave in.
 
 - A few rows, a step of generation: F.linear multiplies them in one thread, as a vector times a matrix. A product of the weight
   with two or more columns is MKL's fast kind, and runs in all threads. So y^T = W x^T, with a single row doubled: the bytes of
-  W decide, not the second column. 512 to 8192 outputs of 512 to 1408 inputs, float32, AMD EPYC: F.linear reads 10 GB/s of
-  weights, this 11 to 16 with one thread and 22 to 30 with two, for 1 to 3 rows; at 32 rows it is still 1.3 times as fast.
+  W decide, not the second column. 512 to 8192 outputs of 512 inputs, float32, AMD EPYC: F.linear reads 10 GB/s of
+  weights, this 11 to 16 with one thread and 22 to 30 with two, for 1 to 3 rows; at 32 rows it is still 1.3 times as fast. With
+  1408 inputs both read 13.
 - Many rows, a prompt: oneDNN, which takes a tenth less time than MKL on that machine. A shape that is new to it costs a
   millisecond or two.
 
