@@ -26,7 +26,7 @@ def test_a_card_says_what_the_run_knows(tmp_path):
 
 
 def test_a_tuned_model_names_what_it_began_with_and_how():
-    cached = "/root/hub/models--HuggingFaceTB--SmolLM2-135M/snapshots/93efa2f097"
+    cached = "cache/hub/models--HuggingFaceTB--SmolLM2-135M/snapshots/93efa2f097"
     config = TrainConfig(
         initial=cached,
         preferences=PreferenceConfig(("pairs.jsonl",), beta=0.3),

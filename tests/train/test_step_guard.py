@@ -73,8 +73,11 @@ def test_a_guard_goes_on_from_its_state(n):
     assert again.state_dict() == whole.state_dict()
 
 
+@pytest.mark.parametrize("devices", [("cpu", "cuda"), ()], ids=["on the device", "on the host"])
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_a_skipped_step_changes_neither_weights_nor_averages(name):
+def test_a_skipped_step_changes_neither_weights_nor_averages(name, devices, monkeypatch):
+    monkeypatch.setattr("grist_train.step_guard.DECIDING_DEVICES", devices)
+
     def two(skip_second: bool):
         torch.manual_seed(0)
         model = tiny_house.model()

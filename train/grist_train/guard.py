@@ -52,4 +52,4 @@ def is_for_the_user(error: BaseException) -> bool:
     """
     frames = list(traceback.walk_tb(error.__traceback__))
     raised_in = frames[-1][0].f_globals.get("__name__", "") if frames else ""
-    return isinstance(error, (ValueError, OSError, RuntimeError)) and raised_in.startswith("grist_")
+    return isinstance(error, (ValueError, OSError, RuntimeError, ImportError)) and raised_in.startswith("grist_")

@@ -45,22 +45,27 @@ def language_model_loss(
     Dividing by global counts, not by those of a micro-batch, is what makes the gradient independent of how a step is cut into
     micro-batches and ranks.
     """
-    hidden_BTD, router = hidden_and_router(model, config, batch)
-    cross_entropy = linear_cross_entropy(
+    loss_sum, router = cross_entropy(model, config, batch, "sum")
+    return with_router(loss_sum, valid_tokens, router, all_tokens, config)
+
+
+def cross_entropy(
+    model: Transformer, config: ModelConfig, batch: Batch, reduction: str
+) -> tuple[torch.Tensor, RouterStats | None]:
+    """Of the next token, in nats: a scalar for reduction "sum", (B * T,) for "none"; and the router's sums, None in a dense
+    model."""
+    if config.experts == 0:
+        hidden_BTD, router = model.hidden(batch.ids_BT, cu_seqlens=batch.cu_seqlens), None
+    else:
+        hidden_BTD, router = model.hidden(batch.ids_BT, cu_seqlens=batch.cu_seqlens, return_router=True)
+    loss = linear_cross_entropy(
         hidden_BTD.flatten(0, 1),
         model.unembedding,
         batch.targets_BT.flatten(),
         softcap=config.logit_softcap,
-        reduction="sum",
+        reduction=reduction,
     )
-    return with_router(cross_entropy, valid_tokens, router, all_tokens, config)
-
-
-def hidden_and_router(model: Transformer, config: ModelConfig, batch: Batch) -> tuple[torch.Tensor, RouterStats | None]:
-    """The hidden states (B, T, D) of a batch; the router's sums, None in a dense model."""
-    if config.experts == 0:
-        return model.hidden(batch.ids_BT, cu_seqlens=batch.cu_seqlens), None
-    return model.hidden(batch.ids_BT, cu_seqlens=batch.cu_seqlens, return_router=True)
+    return loss, router
 
 
 def with_router(

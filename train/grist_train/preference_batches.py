@@ -101,11 +101,6 @@ class PreferenceBatches:
         """Pairs that have been handed out, over all ranks."""
         return self._pos
 
-    @property
-    def sequence_length(self) -> int:
-        """Of the longest sequence."""
-        return max(max(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in self._pairs) - 1
-
     def __iter__(self) -> PreferenceBatches:
         return self
 

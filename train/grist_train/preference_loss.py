@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grist_kernels import linear_cross_entropy
 from grist_model.config import ModelConfig
 from grist_model.moe import RouterStats
 from grist_model.transformer import Transformer
-from grist_train.loss import MicroBatchResult, hidden_and_router, with_router
+from grist_train.loss import MicroBatchResult, cross_entropy, with_router
 from grist_train.preference_batches import PairBatch
 from grist_train.preference_config import PreferenceConfig
 
@@ -26,14 +25,7 @@ def answer_log_probabilities(
     model: Transformer, config: ModelConfig, batch: PairBatch
 ) -> tuple[Tensor, RouterStats | None]:
     """-> (S,) float32 sums over the tokens of each answer, in nats, and the router's sums."""
-    hidden_BTD, router = hidden_and_router(model, config, batch)
-    loss_T = linear_cross_entropy(
-        hidden_BTD.flatten(0, 1),
-        model.unembedding,
-        batch.targets_BT.flatten(),
-        softcap=config.logit_softcap,
-        reduction="none",
-    )
+    loss_T, router = cross_entropy(model, config, batch, "none")
     n_sequences = 2 * batch.n_valid_tokens
     # Split and summed one by one: adding at indices would sum in another order every time on a GPU.
     log_p_S = -torch.stack([part.sum() for part in loss_T.float().split(list(batch.lengths))[:n_sequences]])

@@ -52,6 +52,10 @@ class StepGuard:
         return {"accepted_losses": losses[at:] + losses[:at] if n >= len(losses) else losses[:n]}
 
 
+# Devices whose fused AdamW is tested to read found_inf; on others (MPS) the host asks, and waits.
+DECIDING_DEVICES = ("cpu", "cuda")
+
+
 def arm(optimizers: list[torch.optim.Optimizer], skip: Tensor) -> None:
     """Have the next `step` of the optimizers change nothing where `skip` holds.
 
@@ -59,4 +63,7 @@ def arm(optimizers: list[torch.optim.Optimizer], skip: Tensor) -> None:
     optimizers as `_step_supports_amp_scaling`; AdamW's fused step and `Muon` read it), so the host needs no answer.
     """
     for optimizer in optimizers:
-        optimizer.found_inf = skip.float()  # pyright: ignore[reportAttributeAccessIssue]
+        if skip.device.type in DECIDING_DEVICES:
+            optimizer.found_inf = skip.float()  # pyright: ignore[reportAttributeAccessIssue]
+        elif bool(skip):
+            optimizer.zero_grad(set_to_none=True)  # parameters without a gradient are left alone
