@@ -18,6 +18,7 @@ from tiny_house import small
 
 import grist_model
 from grist_data import Batches
+from grist_model.config import ModelConfig
 from grist_train import distributed, optimizer
 from grist_train.checkpoint import Checkpoints
 from grist_train.config import ComputeConfig, OptimizerConfig
@@ -32,6 +33,10 @@ MODEL = small(
     layers=2, heads=4, kv_heads=2, experts=4, active_experts=2, shared_expert_width=8, mlp_bias=True,
     balance="aux", aux_loss_weight=0.05, router_z_loss_weight=0.01, initializer_range=0.1,
 )  # fmt: skip
+# Four ranks cut each of six experts into rows, two keep three whole ones. Of two experts that are 30 wide and cannot be cut into
+# four, four ranks hold two copies.
+SIX_EXPERTS = replace(MODEL, experts=6)
+TWO_EXPERTS = replace(MODEL, experts=2, width=30, head_width=8, expert_width=18)
 OPTIMIZER = OptimizerConfig(name="muon", lr=0.02, muon_lr=0.02, clip=0.5, weight_decay=0.01, muon_iterations=3)
 
 
@@ -40,6 +45,7 @@ class Layout:
     name: str
     ranks: int
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    model: ModelConfig = MODEL
 
 
 def data(world: World) -> Batches:
@@ -61,7 +67,7 @@ class Run:
 
     def __init__(self, layout: Layout, world: World, folder: Path):
         self.layout, self.world = layout, with_context(world, layout.compute)
-        self.model = grist_model.build(MODEL, device="meta")
+        self.model = grist_model.build(layout.model, device="meta")
         share_routers(self.model, self.world)
         distributed.prepare_blocks(self.model, layout.compute)
         distributed.shard(self.model, world, layout.compute)
@@ -86,14 +92,14 @@ class Run:
             batch = replace(batch, ids_BT=text(batch.ids_BT), targets_BT=text(batch.targets_BT))
             distributed.set_last_micro_batch(self.model, i == len(micro_batches) - 1, self.layout.compute)
             with sharing_sequences(self.model, self.world):
-                results.append(language_model_loss(self.model, MODEL, batch, tokens, tokens))
+                results.append(language_model_loss(self.model, self.layout.model, batch, tokens, tokens))
             results[-1].objective.backward()
         norm = optimizer.clip_gradients(list(self.model.parameters()), OPTIMIZER.clip)
         for each in self.optimizers:
             each.step()
             each.zero_grad()
         reduce = functools.partial(distributed.sum_on_device, world=self.world)
-        values = step_values(results, norm, tokens, tokens, MODEL, reduce)
+        values = step_values(results, norm, tokens, tokens, self.layout.model, reduce)
         return values.tolist()
 
     def save(self) -> None:

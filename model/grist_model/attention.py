@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import grist_kernels
-from grist_model import few_rows
+from grist_model import few_rows, native_step
 from grist_model.cache import KVCache
 from grist_model.config import ModelConfig
 from grist_model.layers import Linear, RMSNorm
@@ -56,6 +56,10 @@ class Attention(nn.Module):
                 f"cos and sin must be float32, but are {cos.dtype}: rounded angles turn distant tokens wrongly. "
                 "With FSDP, use MixedPrecisionPolicy(cast_forward_inputs=False)"
             )
+        if cache is not None:
+            whole = native_step.attention(self, x_BTD, None if cos is None or sin is None else (cos, sin), cache)
+            if whole is not None:
+                return whole
         q_BTNH = self._heads(self.q(x_BTD), self.q_norm)
         k_BTKH = self._heads(self.k(x_BTD), self.k_norm)
         v_BTKH = self._heads(self.v(x_BTD), None)

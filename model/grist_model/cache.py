@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import grist_kernels
+from grist_kernels.native.step import Place
 from grist_model import few_rows
 from grist_model.config import ModelConfig
 
@@ -94,6 +95,14 @@ class KVCache:
         if self.used == 0:  # a prompt sees only itself
             return grist_kernels.attention(q, k, v, window=window, sinks=sinks)  # pyright: ignore[reportReturnType]
         return grist_kernels.decode_attention(q, k_BSKH, v_BSKH, slots.with_new_B, window=window, sinks=sinks)
+
+    def place(self, layer: int) -> Place | None:
+        """Where `attend` would store a step's tokens, for a kernel that stores them itself. None if that is more than writing into
+        slots: for a prompt, or when slots are full."""
+        buffers = self._buffers[layer]
+        if self.used == 0 or buffers is None or type(self).attend is not KVCache.attend:
+            return None
+        return self._slots[layer].place(*buffers)
 
     def commit(self) -> None:
         """Count the new tokens."""
@@ -222,6 +231,12 @@ class Slots:
         if self.kept:
             buffer[:, : self.kept] = _taken(whole, _last_slots(self.with_new_B, self.kept))
         return whole
+
+    def place(self, k: Tensor, v: Tensor) -> Place | None:
+        """Where `write` would put new tokens in buffers, if it would do nothing else."""
+        if self._moves or self.held + self._new_tokens > self.capacity:
+            return None
+        return Place(k, v, self.with_new_B, self.held, None if self._equal else self._target_BT)
 
     def commit(self) -> None:
         end = self.held + self._new_tokens

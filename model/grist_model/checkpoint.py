@@ -23,7 +23,7 @@ from grist_model.local_part import local_part
 from grist_model.replacing import replacing
 from grist_model.transformer import Transformer, build, plain_name
 from grist_model.weight_files import check_coverage, read_json, target_type, with_progress, write_weights
-from grist_model.weight_reading import fill, open_weights
+from grist_model.weight_reading import Weights, fill, open_weights
 
 _log = logging.getLogger(__name__)
 
@@ -136,6 +136,13 @@ def check_directory(directory: str | Path) -> list[Path]:
     with ExitStack() as stack:
         weights = open_weights(directory, family.layout(config), stack)
         return sorted({file.path for file, _ in weights.stored.values()})
+
+
+def opened(directory: Path, stack: ExitStack) -> tuple[ModelConfig, Weights]:
+    """The config of a local directory and its weights, checked as `load` checks them, to be read a part at a time while `stack`
+    is open. Raises what `load` raises."""
+    family, config = _family_and_config(directory)
+    return config, open_weights(directory, family.layout(config), stack)
 
 
 def _family_and_config(directory: Path) -> tuple[ModuleType, ModelConfig]:

@@ -91,6 +91,14 @@ def with_type(text: str, dtype: str) -> str:
     return re.sub(r"^\| weights \| \w+ \|$", f"| weights | {dtype} |", text, flags=re.MULTILINE)
 
 
+def with_quantization(text: str, facts: Mapping[str, Any]) -> str:
+    """The card with a table of how the weights were quantized, in the place of an older one, before its limits or at its end."""
+    section = _section("Quantization", _table(facts)) + "\n"
+    text = re.sub(r"^## Quantization\n.*?(?=^## |\Z)", "", text, flags=re.MULTILINE | re.DOTALL)
+    before, limits, after = text.partition("## Limits\n")
+    return f"{before.rstrip()}\n\n{section}" + (f"\n{limits}{after}" if limits else "")
+
+
 def _section(title: str, body: str) -> str:
     return f"## {title}\n\n{body}" if body else ""
 

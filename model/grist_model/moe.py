@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import grist_kernels
+from grist_model import native_step
 from grist_model.config import ModelConfig
 from grist_model.layers import Linear
 
@@ -155,6 +156,9 @@ class DenseMLP(nn.Module):
         self.down = Linear(width, config.width, bias=config.mlp_bias)
 
     def forward(self, x_BTD: Tensor, return_stats: bool = False) -> tuple[Tensor, None]:
+        whole = native_step.mlp(self, x_BTD)
+        if whole is not None:
+            return whole, None
         return self.down(grist_kernels.swiglu(self.gate_up(x_BTD), alpha=self.alpha, limit=self.limit)), None
 
 

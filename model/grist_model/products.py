@@ -22,7 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grist_kernels import backend
+from grist_kernels.native import linear as native
 
+NATIVE_ROWS = 8
 FEW_ROWS = 32
 MANY_ROWS = 128
 SMALLEST_WEIGHT = 2**16  # elements: below, the extra calls cost more than the product saves
@@ -56,9 +58,13 @@ def eager_float32(x: Tensor) -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., D), weight (O, D), bias (O,) -> (..., O), as F.linear."""
-    if weight.numel() < SMALLEST_WEIGHT or not eager_float32(x) or x.numel() == 0:
+    if weight.numel() < SMALLEST_WEIGHT or x.numel() == 0:
         return F.linear(x, weight, bias)
     rows = x.numel() // x.shape[-1]
+    if rows <= NATIVE_ROWS and native.fits(x, weight, bias):
+        return native.linear(x, weight, bias)
+    if not eager_float32(x):
+        return F.linear(x, weight, bias)
     if rows <= FEW_ROWS and _has_mkl:
         return _few_rows(x, weight, bias)
     if rows >= MANY_ROWS and _onednn is not None and weight.is_contiguous():

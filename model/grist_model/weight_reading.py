@@ -1,7 +1,4 @@
-"""Weights out of a model directory, by a family's layout: what is there is checked first, then read some rows at a time.
-
-E experts.
-"""
+"""Weights out of a model directory, by a family's layout: what is there is checked first, then read some rows at a time."""
 
 from __future__ import annotations
 
@@ -15,23 +12,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grist_kernels.moe_mxfp4.dequantise import BLOCK, dequantise_mxfp4
-from grist_model.families.layout import Layout, Piece, Shape
+from grist_model.families.layout import Layout, Piece
+from grist_model.quantized_reading import Packed, find_packed
 from grist_model.safetensors_file import EVERYTHING, TYPES, SafetensorsFile
 from grist_model.weight_files import INDEX, SINGLE, check_coverage, read_json
 
-_BLOCKS, _SCALES = "_blocks", "_scales"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _AT_ONCE_BYTES = 1 << 26  # read and converted at a time, where the file has rows in our order
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of a directory by the layout's names. Experts in MXFP4 (X_blocks and X_scales instead of X, as published
-    GPT-OSS files have them) are read as X in bfloat16, which holds their numbers exactly."""
+    """The tensors of a directory by the layout's names. packed: those that are stored in quantized parts, which are read as
+    the numbers they stand for."""
 
     layout: Layout
     stored: Mapping[str, tuple[SafetensorsFile, str]]
-    packed: frozenset[str]
+    packed: Mapping[str, Packed]
 
     def type_of(self, name: str) -> torch.dtype:
         """The type of one of our tensors: the one that holds all of its parts."""
@@ -41,7 +38,7 @@ class Weights:
 
     def read(self, hf_name: str, rows: slice = EVERYTHING) -> Tensor:
         if hf_name in self.packed:
-            return _unpacked(self._stored(hf_name + _BLOCKS, rows), self._stored(hf_name + _SCALES, rows))
+            return self.packed[hf_name].read(self._stored, rows)
         return self._stored(hf_name, rows)
 
     def rows_at_once(self, hf_name: str) -> int:
@@ -55,7 +52,7 @@ class Weights:
 
     def _stored_type(self, hf_name: str) -> torch.dtype:
         if hf_name in self.packed:
-            return torch.bfloat16
+            return self.packed[hf_name].type
         file, name = self.stored[hf_name]
         return TYPES[file.entries[name].type]
 
@@ -132,15 +129,15 @@ def open_weights(directory: Path, layout: Layout, stack: ExitStack) -> Weights:
                 )
             if ours is not None:
                 stored[ours] = file, name
-    shapes = {name: file.entries[at].shape for name, (file, at) in stored.items()}
-    packed = [name.removesuffix(_BLOCKS) for name in shapes if name.endswith(_BLOCKS) and name not in layout.hf_shapes]
-    for name in packed:
-        shapes[name] = _unpacked_shape(name, shapes, directory)
+    packed = _find_packed(stored, layout, directory)
+    parts = {part: name for name, each in packed.items() for part in each.parts}
+    shapes = {name: file.entries[at].shape for name, (file, at) in stored.items() if name not in parts}
+    shapes |= {name: each.shape for name, each in packed.items()}
+    places = {parts.get(name, name): file.path.name for name, (file, _) in stored.items()}
     copies = {copy for names in layout.copies.values() for copy in names}
-    places = {name: stored[name if name in stored else name + _BLOCKS][0].path.name for name in shapes}
     check_coverage(str(directory), {n: s for n, s in shapes.items() if n not in copies}, layout.hf_shapes, places)
     _check_types(stored, packed, directory)
-    weights = Weights(layout, stored, frozenset(packed))
+    weights = Weights(layout, stored, packed)
     for name in layout.copies:
         _check_copies(name, weights)
     return weights
@@ -179,11 +176,29 @@ def _check_listed(file: SafetensorsFile, listed: list[str], directory: Path) -> 
         )
 
 
-def _check_types(stored: Mapping[str, tuple[SafetensorsFile, str]], packed: list[str], directory: Path) -> None:
-    bytes_of_mxfp4 = {name + end for name in packed for end in (_BLOCKS, _SCALES)}
+def _find_packed(
+    stored: Mapping[str, tuple[SafetensorsFile, str]], layout: Layout, directory: Path
+) -> dict[str, Packed]:
+    def read(name: str, rows: slice) -> Tensor:
+        file, at = stored[name]
+        return file.read(at, rows)
+
+    settings = read_json(directory / "config.json", directory)
+    dtype = _DTYPES.get(settings.get("dtype") or settings.get("torch_dtype") or "")
+    shapes = {name: file.entries[at].shape for name, (file, at) in stored.items()}
+    try:
+        return find_packed(shapes, layout.hf_shapes, settings.get("quantization_config"), dtype, read)
+    except ValueError as error:
+        raise ValueError(f"{directory}: {error}") from error
+
+
+def _check_types(
+    stored: Mapping[str, tuple[SafetensorsFile, str]], packed: Mapping[str, Packed], directory: Path
+) -> None:
+    of_parts = {part: types for each in packed.values() for part, types in each.parts.items()}
     wrong = []
     for name, (file, at) in stored.items():
-        kind, expected = file.entries[at].type, ("U8",) if name in bytes_of_mxfp4 else ("F64", "F32", "F16", "BF16")
+        kind, expected = file.entries[at].type, of_parts.get(name, ("F64", "F32", "F16", "BF16"))
         if kind not in expected:
             wrong.append(f"{at} (in {file.path.name}) is {kind}, expected {' or '.join(expected)}")
     if wrong:
@@ -218,24 +233,3 @@ def _name_of(stored: str, layout: Layout) -> str | None:
     if stored not in layout.hf_shapes and layout.optional_prefix + stored in layout.hf_shapes:
         return layout.optional_prefix + stored
     return stored
-
-
-def _unpacked(blocks_EO: Tensor, scales_EO: Tensor) -> Tensor:
-    """(E, in, out) bfloat16, an expert at a time: on the way each number takes sixteen times its four bits and more."""
-    E, out, n_blocks = scales_EO.shape
-    found = torch.empty((E, n_blocks * BLOCK, out), dtype=torch.bfloat16)
-    for expert, (blocks, scales) in enumerate(zip(blocks_EO, scales_EO, strict=True)):
-        found[expert] = dequantise_mxfp4(blocks, scales).T
-    return found
-
-
-def _unpacked_shape(name: str, shapes: dict[str, Shape], directory: Path) -> Shape:
-    """(E, in, out) of experts in MXFP4, whose parts are taken out of `shapes`."""
-    blocks, scales = shapes.pop(name + _BLOCKS), shapes.pop(name + _SCALES, None)
-    if len(blocks) != 4 or blocks[-1] != BLOCK // 2 or scales != blocks[:-1]:
-        raise ValueError(
-            f"{directory}: {name}{_BLOCKS} is {blocks} and {name}{_SCALES} {scales or 'missing'}, but MXFP4 is (E, out, in / "
-            f"{BLOCK}, {BLOCK // 2}) and (E, out, in / {BLOCK})"
-        )
-    E, out, n_blocks, _ = blocks
-    return E, n_blocks * BLOCK, out

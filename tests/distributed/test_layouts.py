@@ -8,7 +8,7 @@ import socket
 import pytest
 import torch
 import torch.distributed as dist
-from layout_matrix import MODEL, SAVED_AT, STEPS, Layout, resumed, start_rank, whole_run
+from layout_matrix import MODEL, SAVED_AT, SIX_EXPERTS, STEPS, TWO_EXPERTS, Layout, resumed, start_rank, whole_run
 from torch.multiprocessing.spawn import spawn
 
 from grist_train import distributed
@@ -35,11 +35,21 @@ TWO = [
     Layout("2: experts of two", 2, ComputeConfig(expert_parallel=2)),
     Layout("2: sequences of two", 2, ComputeConfig(context_parallel=2)),
 ]
-LAYOUTS = [*FOUR, *TWO]
+# Of other models, whose experts are cut otherwise on four ranks than on two.
+ONE_OF_SIX, ONE_OF_TWO = Layout("six experts", 1, model=SIX_EXPERTS), Layout("two experts", 1, model=TWO_EXPERTS)
+ONES = {each.model: each for each in (ONE, ONE_OF_SIX, ONE_OF_TWO)}
+FOUR_OTHERS = [
+    Layout("4: six experts in rows", 4, model=SIX_EXPERTS),
+    Layout("4: two copies, three experts each", 4, ComputeConfig(replicate=2), SIX_EXPERTS),
+    Layout("4: two copies of two experts", 4, ComputeConfig(activation_checkpointing="block"), TWO_EXPERTS),
+]
+ROWS, WHOLE, COPIES = FOUR_OTHERS
+TWO_OTHERS = [Layout("2: three experts each", 2, model=SIX_EXPERTS)]
+LAYOUTS = [*FOUR, *FOUR_OTHERS, *TWO, *TWO_OTHERS]
 # Each goes on from the checkpoint of its neighbour in the list: one process writes for the first, and reads that of the last.
-FOUR_LOADS = list(zip([ONE, *FOUR], FOUR, strict=False))
-TWO_LOADS = [*zip([FOUR[-1], *TWO], TWO, strict=False), (FOUR[1], TWO[0])]
-ONE_LOADS = [(TWO[-1], ONE), (FOUR[-1], ONE)]
+FOUR_LOADS = [*zip([ONE, *FOUR], FOUR, strict=False), (WHOLE, ROWS), (ONE_OF_SIX, WHOLE), (ONE_OF_TWO, COPIES)]
+TWO_LOADS = [*zip([FOUR[-1], *TWO], TWO, strict=False), (FOUR[1], TWO[0]), (ROWS, *TWO_OTHERS)]
+ONE_LOADS = [(TWO[-1], ONE), (FOUR[-1], ONE), (ROWS, ONE_OF_SIX), (COPIES, ONE_OF_TWO)]
 LOADS = [*FOUR_LOADS, *TWO_LOADS, *ONE_LOADS]
 
 
@@ -55,9 +65,9 @@ def found(tmp_path_factory) -> dict[int, list[dict[str, list[list[float]]]]]:
     folder = tmp_path_factory.mktemp("layouts")
     world = distributed.start("cpu", threads=1)
     try:
-        alone = {ONE.name: whole_run(ONE, world, folder)}
+        alone = {one.name: whole_run(one, world, folder) for one in ONES.values()}
         results = {}
-        for ranks, layouts, loads in ((4, FOUR, FOUR_LOADS), (2, TWO, TWO_LOADS)):
+        for ranks, layouts, loads in ((4, [*FOUR, *FOUR_OTHERS], FOUR_LOADS), (2, [*TWO, *TWO_OTHERS], TWO_LOADS)):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("MASTER_ADDR", "127.0.0.1")
                 patch.setenv("MASTER_PORT", str(free_port()))
@@ -65,7 +75,7 @@ def found(tmp_path_factory) -> dict[int, list[dict[str, list[list[float]]]]]:
                 work = layouts, [(source.name, layout) for source, layout in loads], folder
                 spawn(start_rank, args=(ranks, *work), nprocs=ranks)
             results[ranks] = [torch.load(folder / f"found-{ranks}-{rank}.pt") for rank in range(ranks)]
-        alone |= {f"{source.name} -> {ONE.name}": resumed(source.name, ONE, world, folder) for source, _ in ONE_LOADS}
+        alone |= {f"{source.name} -> {one.name}": resumed(source.name, one, world, folder) for source, one in ONE_LOADS}
     finally:
         distributed.stop()
     return {1: [alone], **results}
@@ -82,7 +92,7 @@ def assert_same_rows(got: list[list[float]], want: list[list[float]]) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 def test_every_layout_has_the_losses_of_one_process(found, layout):
-    want = found[1][0][ONE.name]
+    want = found[1][0][ONES[layout.model].name]
     assert len(want) == STEPS
     assert want[-1][0] < want[0][0] - 0.5, "the run must learn, or equal losses would prove nothing"
     for result in found[layout.ranks]:
@@ -93,4 +103,4 @@ def test_every_layout_has_the_losses_of_one_process(found, layout):
 def test_checkpoints_go_on_in_any_layout(found, source, layout):
     """Weights, the state of both optimizers, and where the data stands."""
     for result in found[layout.ranks]:
-        assert_same_rows(result[f"{source.name} -> {layout.name}"], found[1][0][ONE.name][SAVED_AT:])
+        assert_same_rows(result[f"{source.name} -> {layout.name}"], found[1][0][ONES[layout.model].name][SAVED_AT:])

@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 import grist_model
 from grist_model.model_card import CardFacts, write_card
 from grist_tools import export as export_module
-from grist_tools.export import export, logits, main, probe_ids
+from grist_tools.export import export, main
+from grist_tools.export_compare import probe_ids
+from grist_tools.export_plain import logits
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("bf16", "bfloat16"), ("fp16", "float16"), ("float32", "float32")])
@@ -27,8 +29,10 @@ def test_the_directory_has_the_precision_asked_for_and_the_values_of_the_source(
         assert torch.equal(tensor, source[key].to(wanted)), key
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (model_directory / "tokenizer.json").read_bytes()
-    assert (done.largest_logit_change == 0) == (name == "float32")
-    assert done.same_best_token > 0.8
+    assert done.agreement is not None
+    assert (done.agreement.largest_logit_change == 0) == (name == "float32")
+    assert (done.agreement.mean_kl == 0) == (name == "float32")
+    assert done.agreement.same_best_token > 0.8
     if name != "float32":
         assert done.bytes < 0.6 * done.source_bytes
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out"]
@@ -38,7 +42,8 @@ def test_the_report_tells_how_far_the_logits_moved(model_directory, tmp_path):
     done = export(model_directory, tmp_path / "out", "bf16")
     source, exported = grist_model.load(model_directory), grist_model.load(tmp_path / "out")
     ids = probe_ids(source.config)
-    assert done.largest_logit_change == (logits(source, ids) - logits(exported, ids)).abs().max().item() > 0
+    assert done.agreement is not None
+    assert done.agreement.largest_logit_change == (logits(source, ids) - logits(exported, ids)).abs().max().item() > 0
 
 
 def test_a_chat_template_goes_along(model_directory, tmp_path):
@@ -129,4 +134,4 @@ def test_bad_input_is_told(model_directory, tmp_path, capsys):
         export(model_directory, tmp_path / "out", "int3")
     with pytest.raises(SystemExit):
         main([str(model_directory), "--format", "int3", "--out", str(tmp_path / "out")])
-    assert list(export_module.FORMATS) == ["bf16", "fp16", "float32"]
+    assert list(export_module.FORMATS) == "bf16 fp16 float32 mxfp4 int8 int8_dynamic int4 fp8 gguf".split()

@@ -62,13 +62,26 @@ def test_changes_that_are_named_make_the_run_fit():
     own = layout_of(config, 8, 8)
     capacity = 0.7 * estimate(config, own).peak_bytes
     advice = advise(config, own, H100, capacity, Assumptions(), by_formula)
-    assert any("--compute.activation_checkpointing block" in options for options, _ in advice.changes)
+    named = {options for options, _ in advice.changes}
+    assert {f"--compute.activation_checkpointing{kind}" for kind in (" block", " selective", ".every 2")} <= named
     assert all(each.memory.peak_bytes <= capacity for _, each in advice.changes)
     assert advice.best is not None
     assert advice.best.memory.peak_bytes <= capacity
     assert advice.reasons
     times = [each.time.total for _, each in advice.changes]
     assert times == sorted(times)
+
+
+def test_long_sequences_that_do_not_fit_are_shared():
+    config = run("gpt_oss_20b", **{"data.sequence_length": 131072, "batch.global_size": 8, "batch.micro_size": 1})
+    own = layout_of(config, 8, 8)
+    advice = advise(config, own, H100, H100.memory_bytes, Assumptions(), by_formula)
+    assert any("--compute.context_parallel" in options for options, _ in advice.changes)
+    assert advice.best is not None
+    assert advice.best.layout.context_parallel > 1
+    assert any("share a sequence" in reason for reason in advice.reasons)
+    whole = budget(config, advice.best, H100, Assumptions(), None, None)
+    assert whole.seconds == pytest.approx(config.steps * advice.best.time.total)
 
 
 def test_where_nothing_fits_more_gpus_are_named():

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from grist_tools.plan_layout import SETTINGS, Layout, can_run, layout_of, layouts, micro_batch
-from grist_train.config import TrainConfig, load
+from grist_tools.plan_layout import CHECKPOINTING, SETTINGS, Layout, can_run, layout_of, layouts, micro_batch
+from grist_train.config import TrainConfig, load, parse
 
 RUNS = Path(__file__).parents[2] / "train" / "runs"
 
@@ -43,6 +43,15 @@ def test_options_are_what_the_trainer_takes():
     assert taken == other.config(config)
 
 
+@pytest.mark.parametrize("kind", CHECKPOINTING)
+def test_every_kind_of_checkpointing_can_be_written(kind):
+    config = run("moe_1b")
+    other = replace(layout_of(config, 8, 8), activation_checkpointing=kind)
+    options = other.options(config).split(" ")
+    taken = parse(["--config", str(RUNS / "moe_1b.yaml"), *([] if options == [""] else options)])
+    assert taken == other.config(config)
+
+
 def test_what_the_trainer_does_not_have_is_refused(monkeypatch):
     monkeypatch.setitem(SETTINGS, "replicate", "a_setting_to_come")
     layout = replace(layout_of(run(), 16, 8), replicate=2)
@@ -65,8 +74,17 @@ def test_only_layouts_that_the_trainer_takes_are_tried():
     assert len(tried) == len(set(tried)) > 50
     assert {layout.expert_parallel for layout in tried} == {1, 2, 4, 8}
     for layout in tried:
-        assert layout.micro_size * layout.micro_batches * layout.gpus == config.batch.global_size
-        layout.config(config)
+        readers = layout.gpus // layout.context_parallel
+        assert layout.micro_size * layout.micro_batches * readers == config.batch.global_size
+        assert micro_batch(layout.config(config), 64) == (layout.micro_size, layout.micro_batches)
+    assert {layout.activation_checkpointing for layout in tried} == set(CHECKPOINTING)
+    assert {layout.micro_size for layout in tried if layout.context_parallel > 1} == {1}
+    assert {layout.context_parallel for layout in tried} == {1, 2, 4, 8}
+
+
+def test_sequences_that_cannot_be_shared_are_not():
+    config = run("moe_1b", **{"data.document_masks": True, "data.packing": "best-fit"})
+    assert {layout.context_parallel for layout in layouts(config, layout_of(config, 8, 8))} == {1}
 
 
 def test_a_dense_model_has_no_experts_to_share():

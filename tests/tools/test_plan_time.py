@@ -10,9 +10,9 @@ import pytest
 from grist_model.accounting import flops_per_token
 from grist_tools.plan_gpus import GPUS
 from grist_tools.plan_layout import layout_of
-from grist_tools.plan_links import Assumptions, Group, all_to_all_s, group, ring_s
-from grist_tools.plan_time import forward_flops, muon_flops, step_time
-from grist_train.config import TrainConfig, load
+from grist_tools.plan_links import Assumptions, Group, all_to_all_s, group, message_s, ring_s
+from grist_tools.plan_time import forward_flops, muon_flops, projection_flops, ring_visits, step_time
+from grist_train.config import EveryBlocks, TrainConfig, load
 from grist_train.metrics import PEAK_FLOPS
 
 RUNS = Path(__file__).parents[2] / "train" / "runs"
@@ -53,6 +53,12 @@ def test_every_step_of_a_ring_has_its_latency():
     assert ring_s(0.0, Group(8, 4), H100, slow) == 28 * 1.0 + 3 * 100.0
 
 
+def test_a_message_goes_as_fast_as_the_slowest_link_of_its_ring():
+    assert message_s(9e9, Group(8, 1), H100, IDEAL) == pytest.approx(9 / 450)
+    assert message_s(9e9, Group(8, 2), H100, IDEAL) == pytest.approx(9 / 50)
+    assert message_s(9e9, Group(1, 1), H100, IDEAL) == 0
+
+
 def test_an_exchange_keeps_ones_own_part():
     assert all_to_all_s(8e9, Group(8, 1), H100, IDEAL) == pytest.approx(7e9 / 450e9)
     assert all_to_all_s(16e9, Group(8, 2), H100, IDEAL) == pytest.approx(8e9 / 50e9)
@@ -87,6 +93,45 @@ def test_recomputation_costs_a_forward_without_the_head():
     parts = forward_flops(config.model, 4096)
     blocks = parts.products + parts.experts + parts.attention
     assert again / plain == pytest.approx((4 * blocks + 3 * parts.head) / (3 * blocks + 3 * parts.head))
+
+
+@pytest.mark.parametrize("experts", [64, 0])
+def test_what_is_recomputed_costs_what_it_is(experts):
+    """Some blocks in proportion; selective less than all, and in a dense model on a GPU nothing but attention."""
+    config = run("moe_1b", **{"model.experts": experts})
+    own = replace(layout_of(config, 8, 8), activation_checkpointing="none")
+    endless = replace(H100, memory_rate=float("inf"))
+
+    def more(kind) -> float:
+        taken = step_time(config, replace(own, activation_checkpointing=kind), endless, IDEAL)
+        return taken.compute - step_time(config, own, endless, IDEAL).compute
+
+    assert more(EveryBlocks(1)) == pytest.approx(more("block"))
+    assert more(EveryBlocks(2)) == pytest.approx(more("block") / 2)
+    parts = forward_flops(config.model, config.data.sequence_length)
+    again = parts.attention
+    if config.model.experts:
+        again += parts.experts + parts.products - projection_flops(config.model)
+    blocks = parts.products + parts.experts + parts.attention
+    assert more("selective") / more("block") == pytest.approx(again / blocks)
+    assert 0 < more("selective") < more("block")
+
+
+def test_keys_and_values_go_around_behind_attention():
+    config = run("gpt_oss_20b", **{"batch.global_size": 64, "batch.micro_size": 1, "compute.expert_parallel": 1})
+    own = layout_of(config, 8, 8)
+    shared = replace(own, context_parallel=8, micro_batches=8 * own.micro_batches)
+    slow = replace(H100, link_rate=H100.link_rate / 1e3)
+    assert step_time(config, shared, H100, IDEAL).exchange < 0.01 * step_time(config, shared, H100, IDEAL).total
+    assert step_time(config, shared, slow, IDEAL).exchange > step_time(config, own, slow, IDEAL).exchange == 0
+    compute = [step_time(config, layout, H100, IDEAL).compute for layout in (own, shared)]
+    assert compute[0] == pytest.approx(compute[1])
+
+
+def test_a_window_ends_the_ring():
+    assert ring_visits(4096, 8, None) == 8
+    assert ring_visits(4096, 8, 128) == 3  # itself and, for the pieces before its two, a rank on either side
+    assert ring_visits(4096, 1, None) == 1
 
 
 def test_more_communication_is_never_faster():

@@ -23,10 +23,10 @@ from grist_tools.plan_layout import Layout
 from grist_tools.plan_ledger import Ledger
 from grist_tools.plan_links import Assumptions
 from grist_tools.plan_pretend import pretending, world_of
-from grist_tools.plan_time import _Work
+from grist_tools.plan_time import _Work, ring_visits
 from grist_tools.plan_trace import trace
 from grist_train import distributed, optimizer
-from grist_train.config import BatchConfig, ComputeConfig, DataConfig, OptimizerConfig, TrainConfig
+from grist_train.config import BatchConfig, ComputeConfig, DataConfig, EveryBlocks, OptimizerConfig, TrainConfig
 from grist_train.distributed import World
 
 SHAPE: dict[str, Any] = {"vocab_size": 640, "context_length": 128, "layers": 2, "width": 64, "heads": 4, "kv_heads": 2}
@@ -56,6 +56,9 @@ MEASURED = {
     "experts, Muon": (run(optimizer="muon"), 2),
     "experts, recomputed": (run(micro=8, activation_checkpointing="block"), 1),
     "dense, recomputed": (run(DENSE, micro=8, activation_checkpointing="block"), 2),
+    "dense, half of the blocks recomputed": (run(DENSE, micro=8, activation_checkpointing=EveryBlocks(2)), 1),
+    "dense, selective": (run(DENSE, micro=8, activation_checkpointing="selective"), 1),
+    "experts, selective": (run(micro=8, activation_checkpointing="selective"), 1),
 }
 
 
@@ -69,10 +72,10 @@ def test_a_planned_step_takes_what_a_real_one_does(tmp_path, name):
     assert planned == pytest.approx(measured, rel=0.02)
 
 
-@pytest.mark.parametrize("expert_parallel", [1, 2])
-def test_two_ranks_take_what_one_of_them_is_planned_to(tmp_path, expert_parallel):
+@pytest.mark.parametrize("shared", [{}, {"expert_parallel": 2}, {"context_parallel": 2}])
+def test_two_ranks_take_what_one_of_them_is_planned_to(tmp_path, shared):
     """To a tenth: gloo's threads let go of their copies when they come to it."""
-    config = run(micro=16, expert_parallel=expert_parallel)
+    config = run(micro=16, **shared)
     spawn(on_gloo, args=(config, 2, 1, tmp_path), nprocs=2)
     measured = int((tmp_path / "peak-0.txt").read_text(encoding="utf-8"))
     planned = trace(config, 2, 16, 1, None).peak.total
@@ -128,7 +131,7 @@ def test_recomputation_keeps_less():
     assert trace(again, 8, 16, 1, H100).peak.total < kept
 
 
-@pytest.mark.parametrize(("ranks", "expert_parallel"), [(8, 1), (8, 2), (8, 8), (32, 1)])
+@pytest.mark.parametrize(("ranks", "expert_parallel"), [(8, 1), (8, 2), (8, 8), (32, 1), (128, 1)])
 def test_ranks_exchange_what_the_model_of_time_counts(ranks, expert_parallel):
     config = run(dtype="bfloat16", expert_parallel=expert_parallel)
     traffic = trace(config, ranks, 2, 1, H100).traffic
@@ -146,6 +149,18 @@ def test_ranks_exchange_what_the_model_of_time_counts(ranks, expert_parallel):
     assert sent == pytest.approx(4 * layers * rows * config.model.width * 2 if expert_parallel > 1 else 0, rel=0.1)
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_sequences_go_around_as_often_as_the_model_of_time_counts(ranks):
+    """Keys and values in both directions, and their gradients in float32; a window of 16 ends the ring after one neighbour."""
+    config = run(dtype="bfloat16", context_parallel=ranks, length=128)
+    traffic = trace(config, 8, 2, 1, H100).traffic
+    model = config.model
+    values = 2 * 128 // ranks * 2 * model.kv_heads * model.attention_head_width
+    visits = [ring_visits(128, ranks, model.layer_window(layer)) for layer in range(model.layers)]
+    assert sorted(visits) == [min(3, ranks), ranks]
+    assert traffic.size["send", ranks] == sum(2 * (each - 1) * 2 * values + each * 4 * values for each in visits)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -158,6 +173,14 @@ def test_ranks_exchange_what_the_model_of_time_counts(ranks, expert_parallel):
         {"replicate": 4},
         {"model": DENSE},
         {"model": DENSE, "activation_checkpointing": "block"},
+        {"activation_checkpointing": "selective"},
+        {"model": DENSE, "activation_checkpointing": "selective"},
+        {"activation_checkpointing": EveryBlocks(2)},
+        {"model": DENSE, "activation_checkpointing": EveryBlocks(4)},
+        {"context_parallel": 2},
+        {"context_parallel": 4, "model": DENSE, "activation_checkpointing": "block"},
+        {"context_parallel": 2, "expert_parallel": 2, "activation_checkpointing": "selective"},
+        {"model": replace(SPARSE, experts=6)},
     ],
 )
 def test_the_formula_is_near_the_trace(changes):
@@ -193,12 +216,15 @@ def test_activations_by_formula_are_what_autograd_keeps(changes):
     del outputs
 
 
-def test_more_ranks_than_experts_gather_what_is_not_there():
-    """8 experts over 64 ranks travel as 64: the formula knows what the trace finds."""
+@pytest.mark.parametrize(("ranks", "cut"), [(64, 64), (256, 64)])
+def test_more_ranks_than_experts_gather_no_more_than_there_is(ranks, cut):
+    """8 experts, 64 wide, are cut into rows; over more than 64 ranks by as many copies of them."""
     config = run(dtype="bfloat16")
-    layout = Layout(64, 8, 2, 1)
-    assert counted(config.model, 64, 1).experts == 8 * counted(config.model, 8, 1).experts
-    traced = trace(config, 64, 2, 1, H100).peak
+    layout = Layout(ranks, 8, 2, 1)
+    counts = counted(config.model, ranks, 1)
+    assert counts.expert_ranks == cut
+    assert counts.experts == counted(config.model, 8, 1).experts
+    traced = trace(config, ranks, 2, 1, H100).peak
     assert estimate(config, layout).used_bytes == pytest.approx(traced.total, rel=0.15)
 
 

@@ -11,8 +11,7 @@ from tiny_house import small
 from torch.distributed.checkpoint import FileSystemWriter
 
 import grist_model
-from grist_train import checkpoint as checkpoint_module
-from grist_train import distributed, optimizer
+from grist_train import checkpoint_files, distributed, optimizer
 from grist_train.checkpoint import CheckpointError, Checkpoints
 from grist_train.config import OptimizerConfig
 
@@ -104,7 +103,7 @@ def test_disk_that_fills_up_at_the_very_end(tmp_path, world, monkeypatch):
     def full(path, value):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_module, "write_json", full)
+    monkeypatch.setattr(checkpoint_files, "write_json", full)
     checkpoints.save(1, model, optimizers, {})
     assert not checkpoints.wait()
     assert checkpoints.steps() == []

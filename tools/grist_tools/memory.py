@@ -27,11 +27,13 @@ from grist_tools.plan_roles import (
     SLACK,
     UPDATE,
 )
+from grist_tools.plan_recompute import recomputed_blocks
 
 if TYPE_CHECKING:
     from grist_model.config import ModelConfig
     from grist_tools.plan_layout import Layout
     from grist_train.config import TrainConfig
+    from grist_train.step_config import EveryBlocks
 
 MASTER_BYTES = 4  # float32 parameters, gradients and optimizer state
 RUNTIME_BYTES = 1.5 * 2**30  # CUDA context, communicators and matrix-library workspaces, which torch does not count
@@ -74,14 +76,15 @@ class Memory:
 
 @dataclass(frozen=True)
 class Counts:
-    """Values of parameters, as one rank meets them in a layout: FSDP2 pads a matrix to as many rows for every rank, so 32
-    experts cut over 512 ranks travel as 512.
+    """Values of parameters, as one rank meets them in a layout: FSDP2 pads a matrix to as many rows for every rank.
 
     Attributes:
         held: What the first rank keeps of all of them; no rank keeps more.
         matrices: Of those, what Muon updates.
         root: Gathered outside the blocks: embedding, last norm, head.
         dense, experts: Gathered for one block, without its experts and of those that the rank computes.
+        expert_ranks: That the latter are cut over (grist_train.expert_cut).
+        in_rows: Of the latter, those that are cut into rows, which FSDP2 copies once more when they arrive or leave.
         root_values, block_values: The same without padding, a block's dense part and experts together: gradients have none.
     """
 
@@ -90,6 +93,8 @@ class Counts:
     root: int
     dense: int
     experts: int
+    expert_ranks: int
+    in_rows: int
     root_values: int
     block_values: int
 
@@ -118,9 +123,8 @@ def estimate(run: TrainConfig, layout: Layout, on_gpu: bool = True, why: str = "
     blocks = 0.0 if not sharded else value_bytes * unit * (1 if layout.reshard_after_forward else run.model.layers)
     root = value_bytes * counts.root if sharded else 0.0
     layer = tokens * saved_bytes_per_token(run.model, value_bytes, layout.expert_parallel > 1)
-    kept = layer * run.model.layers
-    if layout.activation_checkpointing == "block":
-        kept = tokens * run.model.width * value_bytes * run.model.layers
+    kept, repeated = _kept(run.model, layout.activation_checkpointing, layer / tokens, value_bytes, on_gpu)
+    kept, repeated = tokens * kept, tokens * repeated
     weight_gradient, hidden_gradient, logits = _loss(run.model, tokens, value_bytes, on_gpu)
 
     at_loss = {
@@ -137,7 +141,7 @@ def estimate(run: TrainConfig, layout: Layout, on_gpu: bool = True, why: str = "
         **always,
         GRADIENTS: arriving,
         GATHERED: root + max(blocks / (1 if layout.reshard_after_forward else run.model.layers), one_more),
-        ACTIVATIONS: kept + layer * (2 if layout.activation_checkpointing == "block" else 1),
+        ACTIVATIONS: kept + layer + repeated,
     }
     in_reduction = {
         **always,
@@ -173,17 +177,26 @@ def counted(model: ModelConfig, shards: int, expert_parallel: int) -> Counts:
     """The parameters of a model on so many ranks, counted on a copy without storage."""
     import grist_model
     from grist_model.moe import Experts
+    from grist_train import expert_cut
     from grist_train.optimizer import roles
 
     built = grist_model.build(model, device="meta")
+    stacks = next((list(module.parameters()) for module in built.modules() if isinstance(module, Experts)), [])
     travelling = {id(p) for module in built.modules() if isinstance(module, Experts) for p in module.parameters()}
+    expert_ranks = shards // expert_parallel
+    if stacks and expert_parallel == 1:
+        expert_ranks = expert_cut.ranks_of([p.shape for p in stacks], shards)
     muon = {id(p) for p in roles(built).matrices}
-    held = matrices = root = dense = experts = root_values = block_values = 0
+    held = matrices = root = dense = experts = in_rows = root_values = block_values = 0
     for name, p in built.named_parameters():
         ranks, plain = shards, p.numel()
         if id(p) in travelling and expert_parallel > 1:  # cut evenly: check_layout refuses what would not be
-            ranks, plain = shards // expert_parallel, plain // expert_parallel
+            ranks, plain = expert_ranks, plain // expert_parallel
             values = plain
+        elif id(p) in travelling:
+            ranks = expert_ranks
+            values = expert_cut.held(p.shape, ranks) * ranks
+            in_rows += values if expert_cut.dimension(p.shape, ranks) else 0
         else:
             values = -(-p.shape[0] // ranks) * ranks * (plain // p.shape[0])
         held += values // ranks
@@ -197,7 +210,9 @@ def counted(model: ModelConfig, shards: int, expert_parallel: int) -> Counts:
         else:
             dense += values
     L = model.layers
-    return Counts(held, matrices, root, dense // L, experts // L, root_values, block_values // L)
+    return Counts(
+        held, matrices, root, dense // L, experts // L, expert_ranks, in_rows // L, root_values, block_values // L
+    )
 
 
 def saved_bytes_per_token(model: ModelConfig, value_bytes: int, rows_travel: bool = False) -> float:
@@ -218,6 +233,24 @@ def saved_bytes_per_token(model: ModelConfig, value_bytes: int, rows_travel: boo
     else:
         values += 3 * F
     return values * value_bytes + 4 * float32_values
+
+
+def _kept(
+    model: ModelConfig, kind: str | EveryBlocks, layer: float, value_bytes: int, on_gpu: bool
+) -> tuple[float, float]:
+    """Bytes of one token that all blocks keep, and that a block then computes again; `layer` is what one keeps with `none`.
+
+    selective  4 D as without, what products give: N H + 2 K H and D, with a dense MLP 2 F and D; on a CPU, N H and N log-sums
+    """
+    if kind == "selective":
+        D, heads_width = model.width, model.heads * model.attention_head_width
+        values = 5 * D + heads_width + 2 * model.kv_heads * model.attention_head_width
+        values += 0 if model.experts else 2 * model.expert_width + D
+        kept = values * value_bytes + (0 if on_gpu else heads_width * value_bytes + 4 * model.heads)
+        return kept * model.layers, max(0.0, layer - kept)
+    inputs_only = recomputed_blocks(model.layers, kind)
+    kept = inputs_only * model.width * value_bytes + (model.layers - inputs_only) * layer
+    return kept, layer if inputs_only else 0.0
 
 
 def _loss(model: ModelConfig, tokens: int, value_bytes: int, on_gpu: bool) -> tuple[float, float, float]:

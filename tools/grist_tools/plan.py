@@ -106,9 +106,7 @@ def budget(
     total, seconds = 0.0, 0.0
     for number, phase in enumerate(config.phases):
         alone = of_phase(config, phase)
-        size, micro_batches = micro_batch(
-            replace(alone, batch=replace(alone.batch, micro_size=layout.micro_size)), layout.gpus
-        )
+        size, micro_batches = micro_batch(layout.config(alone), layout.gpus)
         time = step_time(alone, replace(layout, micro_size=size, micro_batches=micro_batches), gpu, assumed)
         total += steps_of(config, number) * phase.tokens_per_step
         seconds += steps_of(config, number) * time.total

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from grist_tools.memory import Memory, estimate
-from grist_tools.plan_layout import Layout, can_run, layouts, micro_batch
+from grist_tools.plan_layout import CHECKPOINTING, Layout, can_run, layouts, micro_batch
 from grist_tools.plan_links import Assumptions
+from grist_tools.plan_recompute import again, described
 from grist_tools.plan_time import StepTime, step_time
 
 if TYPE_CHECKING:
@@ -50,8 +51,6 @@ def measured_memory(run: TrainConfig, layout: Layout, gpu: Gpu) -> Memory:
     on_gpu = gpu.architecture is not None
     if run.preferences is not None:
         return estimate(run, layout, on_gpu, "formula: steps on pairs of answers are not traced")
-    if layout.context_parallel > 1:
-        return estimate(run, layout, on_gpu, "formula: steps on shared sequences are not traced")
     from grist_kernels.launch import Target
     from grist_tools.plan_trace import trace
 
@@ -116,7 +115,7 @@ def changes(
 def _single_changes(run: TrainConfig, own: Layout) -> list[Layout]:
     share = own.micro_size * own.micro_batches
     tried = [
-        replace(own, activation_checkpointing="block"),
+        *(replace(own, activation_checkpointing=kind) for kind in CHECKPOINTING),
         replace(own, reduce_every_micro_batch=True),
         replace(own, reshard_after_forward=True),
     ]
@@ -129,6 +128,10 @@ def _single_changes(run: TrainConfig, own: Layout) -> list[Layout]:
     while run.model.experts and shared <= own.gpus_per_node:
         tried.append(replace(own, expert_parallel=shared))
         shared *= 2
+    for ranks in (2, 4, 8):
+        # As many ranks read the same sequences, and so each of them as many more.
+        if own.context_parallel == 1 and own.micro_size == 1:
+            tried.append(replace(own, context_parallel=ranks, micro_batches=own.micro_batches * ranks))
     return [layout for layout in tried if layout != own and can_run(run, layout)]
 
 
@@ -161,8 +164,7 @@ def reasons(run: TrainConfig, own: Candidate, best: Candidate) -> list[str]:
     if before.expert_parallel != after.expert_parallel:
         found.append(_why_experts(run, after))
     if before.activation_checkpointing != after.activation_checkpointing:
-        fewer = after.activation_checkpointing == "block"
-        found.append("activations would not fit otherwise" if fewer else "activations fit: no block is computed twice")
+        found.append(_why_recomputed(run, own, best))
     if after.micro_size != before.micro_size:
         larger = after.micro_size > before.micro_size
         found.append(
@@ -176,9 +178,20 @@ def reasons(run: TrainConfig, own: Candidate, best: Candidate) -> list[str]:
     if before.reduce_every_micro_batch != after.reduce_every_micro_batch and after.micro_batches > 1:
         once = not after.reduce_every_micro_batch
         found.append("whole gradients fit: they are reduced once a step" if once else "whole gradients would not fit")
+    if before.context_parallel != after.context_parallel:
+        found.append(f"{after.context_parallel} ranks share a sequence: each keeps that part of its activations")
     if before.replicate != after.replicate:
         found.append(f"{after.replicate} copies: parameters are gathered over {after.shards} ranks only")
     return found
+
+
+def _why_recomputed(run: TrainConfig, own: Candidate, best: Candidate) -> str:
+    words = described(best.layout.activation_checkpointing)
+    if not words:
+        return "activations fit: no block is computed twice"
+    was, will = (again(run.model, each.layout.activation_checkpointing, each.memory.on_gpu) for each in (own, best))
+    less = will.projections + will.attention + will.feed_forward < was.projections + was.attention + was.feed_forward
+    return f"more activations fit: {words}" if less else f"activations would not fit otherwise: {words}"
 
 
 def _why_experts(run: TrainConfig, after: Layout) -> str:

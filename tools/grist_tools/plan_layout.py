@@ -7,9 +7,13 @@ import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from grist_train.step_config import EveryBlocks
+
 if TYPE_CHECKING:
     from grist_train.config import TrainConfig
 
+# compute.activation_checkpointing, from the most that is kept to the least.
+CHECKPOINTING = ("none", "selective", EveryBlocks(4), EveryBlocks(2), "block")
 # A field of Layout, and the setting of ComputeConfig that gives it to the trainer. One that ComputeConfig does not have
 # (yet) can only keep its default: `Layout.config` refuses anything else, so nothing is recommended that cannot be run.
 SETTINGS = {
@@ -34,6 +38,7 @@ class Layout:
         expert_parallel: Neighbouring ranks that share the experts.
         replicate: Copies of the sharded model (hybrid sharding); parameters are cut over gpus / replicate ranks.
         context_parallel: Ranks that share a sequence.
+        activation_checkpointing: As compute.activation_checkpointing.
     """
 
     gpus: int
@@ -45,7 +50,7 @@ class Layout:
     context_parallel: int = 1
     reshard_after_forward: bool = True
     reduce_every_micro_batch: bool = False
-    activation_checkpointing: str = "none"
+    activation_checkpointing: str | EveryBlocks = "none"
 
     @property
     def shards(self) -> int:
@@ -77,7 +82,7 @@ class Layout:
         """What to add to the command line of the run to get this layout; empty where it is the run's own."""
         mine, own = self.config(run), run
         found = [
-            f"--compute.{setting} {str(getattr(mine.compute, setting)).lower()}"
+            f"--compute.{setting}{written(getattr(mine.compute, setting))}"
             for setting in SETTINGS.values()
             if hasattr(own.compute, setting) and getattr(mine.compute, setting) != getattr(own.compute, setting)
         ]
@@ -86,20 +91,29 @@ class Layout:
         return " ".join(found)
 
 
+
+def written(value: object) -> str:
+    """What follows the name of a setting on the trainer's command line."""
+    return f".every {value.every}" if isinstance(value, EveryBlocks) else f" {value}".lower()
+
+
 # More sequences a micro-batch than this are not tried: one rank's kernels are long busy by then.
 LARGEST_MICRO_SIZE = 64
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Layout)}
 
 
 def micro_batch(run: TrainConfig, gpus: int) -> tuple[int, int]:
-    """Sequences in a micro-batch and micro-batches a step on each GPU; GPUs that share a sequence count as one.
+    """Sequences in a micro-batch and micro-batches a step on each GPU; GPUs that share sequences count as one.
 
     Raises:
         ValueError: the global batch cannot be dealt out evenly.
     """
-    total, readers = run.batch.global_size, gpus // getattr(run.compute, "context_parallel", 1)
+    total, readers = run.batch.global_size, gpus // run.compute.context_parallel
     if readers < 1 or total % readers:
-        raise ValueError(f"batch.global_size {total} cannot be dealt out to {readers} GPUs evenly")
+        raise ValueError(
+            f"batch.global_size {total} cannot be dealt out to {readers} GPUs evenly (those that share sequences count as one): "
+            "change one of them, or compute.context_parallel"
+        )
     share = total // readers
     micro = min(run.batch.micro_size or share, share)
     if share % micro:
@@ -121,34 +135,47 @@ def layout_of(run: TrainConfig, gpus: int, gpus_per_node: int) -> Layout:
 
 
 def layouts(run: TrainConfig, own: Layout) -> list[Layout]:
-    """The ways to run it on these GPUs that the trainer can do: copies cut over 1, 8 and 64 machines, or over all."""
-    share = own.micro_size * own.micro_batches
-    sizes = {size for size in _powers(min(share, LARGEST_MICRO_SIZE)) if share % size == 0} | {own.micro_size}
+    """The ways to run it on these GPUs that the trainer can do: copies cut over 1, 8 and 64 machines, or over all; sequences
+    shared only where one is a micro-batch already, since sharing them saves nothing but memory."""
     experts = [p for p in _powers(own.gpus_per_node) if run.model.experts % p == 0] if run.model.experts else []
     copies = {own.gpus // shards for k in range(3) if own.gpus % (shards := own.gpus_per_node * 8**k) == 0}
     tried = {
         replace(
             own,
             micro_size=size,
-            micro_batches=share // size,
+            micro_batches=number,
             expert_parallel=expert_parallel,
             replicate=replicate,
             context_parallel=context_parallel,
             activation_checkpointing=checkpointing,
             reshard_after_forward=reshard,
-            reduce_every_micro_batch=every and share > size,
+            reduce_every_micro_batch=every and number > 1,
         )
-        for size, expert_parallel, replicate, context_parallel, checkpointing, reshard, every in itertools.product(
-            sizes,
+        for (size, number, context_parallel), expert_parallel, replicate, checkpointing, reshard, every in itertools.product(
+            _dealt(run, own),
             {1, *experts, own.expert_parallel},
             {1, *copies, own.replicate} - {0},
-            {own.context_parallel},
-            ("none", "block"),
+            {*CHECKPOINTING, own.activation_checkpointing},
             (True, False),
             (True, False),
         )
     }
     return [layout for layout in tried if can_run(run, layout)]
+
+
+def _dealt(run: TrainConfig, own: Layout) -> list[tuple[int, int, int]]:
+    """Sequences in a micro-batch, micro-batches a step, ranks that share a sequence."""
+    found = []
+    for context_parallel in {*_powers(own.gpus_per_node), own.context_parallel}:
+        readers = own.gpus // context_parallel
+        if own.gpus % context_parallel or run.batch.global_size % readers:
+            continue
+        share = run.batch.global_size // readers
+        sizes = [1] if context_parallel > 1 else _powers(min(share, LARGEST_MICRO_SIZE))
+        if context_parallel == own.context_parallel:
+            sizes = {*_powers(min(share, LARGEST_MICRO_SIZE)), own.micro_size}
+        found += [(size, share // size, context_parallel) for size in sizes if share % size == 0]
+    return found
 
 
 def can_run(run: TrainConfig, layout: Layout) -> bool:

@@ -175,6 +175,8 @@ class Ledger(TorchDispatchMode):
         elif name == "c10d::alltoall_base_":
             self._rename([args[1]], COMMUNICATION)
             self._exchanged("all-to-all", args[1], args[2])
+        elif name == "c10d::send":
+            self._exchanged("send", args[0][0], args[1])
         elif name == "c10d::allreduce_":
             self._exchanged("all-reduce", args[0][0], args[1])
 

@@ -84,3 +84,12 @@ def all_to_all_s(size: float, over: Group, gpu: Gpu, assumed: Assumptions) -> fl
     inside = size * (over.local - 1) / over.ranks / (gpu.link_rate * assumed.links)
     across = size * (over.ranks - over.local) / over.ranks / (gpu.network_rate * assumed.network)
     return max(inside, across) + assumed.exchange_s
+
+
+def message_s(size: float, over: Group, gpu: Gpu, assumed: Assumptions) -> float:
+    """`size` bytes from every rank to its next neighbour: as slow as where two of them are on different machines."""
+    if over.ranks == 1:
+        return 0.0
+    if over.nodes > 1:
+        return size / (gpu.network_rate * assumed.network) + assumed.network_hop_s
+    return size / (gpu.link_rate * assumed.links) + assumed.link_hop_s

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from grist_tools.console import count, size, table
 from grist_tools.memory import counted
 from grist_tools.plan_advice import Advice, Candidate
+from grist_tools.plan_recompute import described as recomputed_in_words
 from grist_tools.plan_roles import ROLES
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def described(candidate: Candidate) -> str:
         f"experts shared by {layout.expert_parallel}" if layout.expert_parallel > 1 else "",
         f"{layout.replicate} copies" if layout.replicate > 1 else "",
         f"sequences shared by {layout.context_parallel}" if layout.context_parallel > 1 else "",
-        "blocks recomputed" if layout.activation_checkpointing == "block" else "",
+        recomputed_in_words(layout.activation_checkpointing),
         "" if layout.reshard_after_forward else "parameters kept gathered",
         "gradients reduced every micro-batch" if layout.reduce_every_micro_batch else "",
     ]

@@ -4,8 +4,8 @@ A prediction, from the `Assumptions` of plan_links.py; none of them was measured
 and the host (small models on fast GPUs are slower than this says), other traffic on the network, stragglers, reading data,
 checkpoints and evaluation.
 
-    forward of a micro-batch   max(compute, gathering parameters) + exchanging tokens
-    backward                   max(compute, gathering again + reducing gradients) + exchanging tokens
+    forward of a micro-batch   max(compute, gathering parameters) + exchanging tokens + exchanging keys beyond attention
+    backward                   max(compute, gathering again + reducing gradients) + the same
     step                       those of all micro-batches, the root's parameters and gradients, hidden by nothing, the update
 
 FSDP2 fetches one block ahead, so gathering hides behind compute and the other way round; the exchange of expert parallelism is
@@ -20,7 +20,8 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from grist_tools.memory import counted
-from grist_tools.plan_links import Assumptions, all_to_all_s, group, ring_s
+from grist_tools.plan_links import Assumptions, all_to_all_s, group, message_s, ring_s
+from grist_tools.plan_recompute import again
 
 if TYPE_CHECKING:
     from grist_model.config import ModelConfig
@@ -36,7 +37,7 @@ class StepTime:
     Attributes:
         compute: Products, attention and what moves data, recomputation included.
         gather: Beyond compute: gathering parameters and reducing gradients.
-        exchange: Tokens on their way to experts and back.
+        exchange: Tokens on their way to experts and back, and, beyond attention, keys and values around their ring.
         update: Clipping and the optimizer.
         communication: Gathering and reducing in all, hidden or not.
     """
@@ -88,9 +89,10 @@ class _Work:
         in_bfloat16 = run.compute.dtype == "bfloat16" or (run.compute.dtype == "auto" and gpu.architecture is not None)
         self.value_bytes = 2 if in_bfloat16 else 4
         self.reduce_bytes = 2 if run.compute.reduce_dtype == "bfloat16" else 4
+        self.again = again(self.model, layout.activation_checkpointing, gpu.architecture is not None)
         P = layout.expert_parallel
         self.everyone = group(layout.shards, 1, layout.gpus_per_node)
-        self.expert_peers = group(max(1, layout.shards // P), P, layout.gpus_per_node)
+        self.expert_peers = group(self.counts.expert_ranks, P, layout.gpus_per_node)
         self.sharers = group(P, 1, layout.gpus_per_node)
 
     def compute_s(self) -> tuple[float, float]:
@@ -98,11 +100,16 @@ class _Work:
         flops, assumed = forward_flops(self.model, self.run.data.sequence_length), self.assumed
         peak = self.gpu.peak_flops
         busiest = assumed.imbalance if self.layout.expert_parallel > 1 else 1.0
-        block = flops.products / assumed.products + flops.attention / assumed.attention
-        block = self.tokens * (block + flops.experts * busiest / assumed.experts) / peak
+        projections, experts = projection_flops(self.model), flops.experts * busiest / assumed.experts
+        block = flops.products / assumed.products + flops.attention / assumed.attention + experts
+        block = self.tokens * block / peak
         head = self.tokens * flops.head / assumed.products / peak
         moved = self.tokens * self._moved_bytes() / (self.gpu.memory_rate * assumed.memory)
-        recomputed = block + moved if self.layout.activation_checkpointing == "block" else 0.0
+        recomputed = self.tokens * (
+            self.again.projections * projections / assumed.products
+            + self.again.attention * flops.attention / assumed.attention
+            + self.again.feed_forward * ((flops.products - projections) / assumed.products + experts)
+        ) / peak + self.again.moved * moved  # fmt: skip
         # All three products of the head happen in the forward (linear_cross_entropy).
         return block + moved + 3 * head, 2 * (block + moved) + recomputed
 
@@ -113,31 +120,44 @@ class _Work:
         return self.model.layers * (dense + experts)
 
     def reduce_s(self) -> float:
-        """The gradients of all blocks once; with copies, their sums over the copies too."""
-        dense, experts = self.counts.dense, self.counts.experts
-        seconds = ring_s(self.reduce_bytes * dense, self.everyone, self.gpu, self.assumed)
-        seconds += ring_s(self.reduce_bytes * experts, self.expert_peers, self.gpu, self.assumed)
-        if self.layout.replicate > 1:  # an all-reduce is a reduce-scatter and an all-gather
-            copies = group(self.layout.replicate, self.layout.shards, self.layout.gpus_per_node)
-            part = self.reduce_bytes * (dense / self.everyone.ranks + experts / self.expert_peers.ranks)
-            seconds += 2 * ring_s(part, copies, self.gpu, self.assumed)
+        """The gradients of all blocks once; where there are copies of weights, their sums over the copies too."""
+        seconds, layout = 0.0, self.layout
+        for values, peers, ranks in (
+            (self.counts.dense, self.everyone, layout.shards),
+            (self.counts.experts, self.expert_peers, self.counts.expert_ranks * layout.expert_parallel),
+        ):
+            size = self.reduce_bytes * values
+            copies = group(layout.gpus // ranks, ranks, layout.gpus_per_node)
+            # An all-reduce is a reduce-scatter and an all-gather.
+            seconds += ring_s(size, peers, self.gpu, self.assumed)
+            seconds += 2 * ring_s(size / peers.ranks, copies, self.gpu, self.assumed)
         return self.model.layers * seconds
 
     def exchange_s(self) -> float:
         """Tokens to their experts and back, forward and backward, and once more where the forward is repeated; and the keys and
-        values of other ranks' parts of a sequence, as many times."""
-        passes = 3 if self.layout.activation_checkpointing == "block" else 2
+        values of other ranks' parts of a sequence, as far as attention does not hide them."""
         seconds = 0.0
         if self.layout.expert_parallel > 1:
             rows = self.tokens * self.model.active_experts * self.model.width * self.value_bytes
-            seconds += 2 * all_to_all_s(rows * self.assumed.imbalance, self.sharers, self.gpu, self.assumed)
+            there_and_back = 2 * all_to_all_s(rows * self.assumed.imbalance, self.sharers, self.gpu, self.assumed)
+            seconds += self.model.layers * (2 + self.again.feed_forward) * there_and_back
         if self.layout.context_parallel > 1:
-            width = 2 * self.model.kv_heads * self.model.attention_head_width
-            rows = self.run.data.sequence_length * self.layout.micro_size * width * self.value_bytes
-            seconds += ring_s(
-                rows, group(self.layout.context_parallel, 1, self.layout.gpus_per_node), self.gpu, self.assumed
-            )
-        return self.model.layers * passes * seconds
+            windows = [self.model.layer_window(layer) for layer in range(self.model.layers)]
+            seconds += sum(windows.count(window) * self._ring_attention_s(window) for window in set(windows))
+        return seconds
+
+    def _ring_attention_s(self, window: int | None) -> float:
+        """One layer of sequences that are shared: messages travel while attention computes, in both directions."""
+        length = self.run.data.sequence_length
+        visits = ring_visits(length, self.layout.context_parallel, window)
+        values = self.tokens * 2 * self.model.kv_heads * self.model.attention_head_width
+        ring = group(self.layout.context_parallel, 1, self.layout.gpus_per_node)
+        flops = attention_flops(self.model, length, window)
+        attention = self.tokens * flops / self.assumed.attention / self.gpu.peak_flops
+        keys, gradients = (message_s(size * values, ring, self.gpu, self.assumed) for size in (self.value_bytes, 4))
+        forward = max(0.0, (visits - 1) * keys - attention)
+        backward = max(0.0, (visits - 1) * keys + visits * gradients - 2 * attention)
+        return (1 + self.again.attention) * forward + backward
 
     def update_s(self) -> float:
         """Clipping reads gradients once and scales them; AdamW reads four values and writes three, Muon multiplies besides."""
@@ -169,14 +189,33 @@ class ForwardFlops:
 
 def forward_flops(model: ModelConfig, sequence_length: int) -> ForwardFlops:
     """A third of `flops_per_token`, by what computes it."""
-    from grist_model.accounting import flops_per_token, mean_visible_keys
+    from grist_model.accounting import flops_per_token
 
-    D, heads_width = model.width, model.heads * model.attention_head_width
-    visible = sum(mean_visible_keys(sequence_length, model.layer_window(layer)) for layer in range(model.layers))
-    attention, head = 4.0 * heads_width * visible, 2.0 * model.vocab_size * D
+    D = model.width
+    windows = [model.layer_window(layer) for layer in range(model.layers)]
+    attention, head = sum(attention_flops(model, sequence_length, window) for window in windows), 2.0 * model.vocab_size * D
     experts = 2.0 * model.layers * 3 * D * model.expert_width * model.active_experts if model.experts else 0.0
     whole = flops_per_token(model, sequence_length) / 3
     return ForwardFlops(whole - attention - head - experts, experts, attention, head)
+
+
+def attention_flops(model: ModelConfig, sequence_length: int, window: int | None) -> float:
+    """Of one token in one layer, forward."""
+    from grist_model.accounting import mean_visible_keys
+
+    return 4.0 * model.heads * model.attention_head_width * mean_visible_keys(sequence_length, window)
+
+
+def projection_flops(model: ModelConfig) -> float:
+    """Of one token's forward, over all layers: queries, keys, values and what attention gives."""
+    return 4.0 * model.layers * model.width * (model.heads + model.kv_heads) * model.attention_head_width
+
+
+def ring_visits(sequence_length: int, ranks: int, window: int | None) -> int:
+    """How many ranks' keys and values a rank works on, its own among them."""
+    from grist_kernels.attention.ring import _stops
+
+    return len(_stops(ranks, sequence_length // (2 * ranks), window))
 
 
 @cache

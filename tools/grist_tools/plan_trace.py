@@ -23,6 +23,7 @@ from grist_tools.plan_ledger import Ledger, Peak, Traffic
 from grist_tools.plan_pretend import pretending, world_of
 from grist_train import distributed, loss, optimizer
 from grist_train.config import ComputeConfig, TrainConfig
+from grist_train.context_parallel import own_share, share_routers, sharing_sequences, with_context
 from grist_train.distributed import World
 from grist_train.initial import add_adapters
 
@@ -46,9 +47,11 @@ def trace(config: TrainConfig, ranks: int, micro_size: int, micro_batches: int, 
     Raises what the trainer raises for a layout that it cannot run.
     """
     compute = config.compute if gpu is None else _on_gpu(config.compute)
-    with world_of(ranks) as world:
+    with world_of(ranks) as alone:
+        world = with_context(alone, compute)
         model = grist_model.build(config.model, device="meta")
         add_adapters(model, config, world)
+        share_routers(model, world)
         distributed.prepare_blocks(model, replace(compute, compile=False))
         distributed.shard(model, world, compute)
         with pretending(gpu):
@@ -84,11 +87,11 @@ def _step(
     micro_batches: int,
 ) -> None:
     parameters = _trained(model)
-    data = [_batch(micro_size, config.data.sequence_length) for _ in range(micro_batches)]
+    data = [own_share(_batch(micro_size, config.data.sequence_length), world) for _ in range(micro_batches)]
     ledger.register(roles.PARAMETERS, [*model.parameters(), *model.buffers()])
     ledger.register(roles.OPTIMIZER, _state(optimizers))
     ledger.register(roles.DATA, [part for batch in data for part in (batch.ids_BT, batch.targets_BT)])
-    with ledger, _loss_apart(ledger):
+    with ledger, _loss_apart(ledger), sharing_sequences(model, world):
         if micro_batches > 1:
             _earlier_gradients(model, config, data[0], ledger)
         distributed.set_last_micro_batch(model, True, config.compute)

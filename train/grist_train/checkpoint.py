@@ -1,7 +1,7 @@
 """Resumable checkpoints: `checkpoints/step-N`, written by torch.distributed.checkpoint, made valid by one rename.
 
-A checkpoint holds tensors (what is trained of the parameters, buffers, optimizer state) in DCP's sharded format and everything
-else in `state.json`.
+A checkpoint holds tensors (what is trained of the parameters, buffers, optimizer state) in DCP's sharded format, everything
+else in `state.json`, and in `manifest.json` what its files are, by which it is verified before it is used.
 It is written under `.step-N.partial`; a folder called `step-N` is therefore always whole. It loads on any number of ranks.
 """
 
@@ -12,11 +12,10 @@ import os
 import re
 import shutil
 import sys
-import warnings
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -28,54 +27,70 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from grist_train.checkpoint_files import (
+    FAILURES,
+    STATE_FILE,
+    CheckpointError,
+    Writer,
+    from_all,
+    peers,
+    sync_directory,
+    write_json,
+)
+from grist_train.checkpoint_manifest import problems
 from grist_train.distributed import World, barrier, sum_on_host
+from grist_train.guard import StorageError
 
-# Whatever the storage raises. CheckpointException, which collects the errors of all ranks, is not an Exception.
-FAILURES = (Exception, CheckpointException)
-# DCP assumes that a save without a group was not meant; see `Checkpoints._peers` for why it is.
-warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-STATE_FILE = "state.json"
+__all__ = ["CheckpointError", "Checkpoints", "write_json"]
+
 FORMAT = 2
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or does not fit the run."""
 
 
 @dataclass
 class Pending:
-    """A checkpoint that a background thread is writing."""
+    """A checkpoint that is being written."""
 
     step: int
-    future: Future
-    state: dict[str, Any]
+    future: Future[None]
 
 
 @dataclass
 class Checkpoints:
-    """The checkpoint folder of a run.
+    """The checkpoint folder of a run. Every method that takes a model is collective, and so are `newest`, `poll` and `wait`.
 
     Attributes:
         directory: `RUN/checkpoints`.
         keep_last: Newest checkpoints that are kept; the best one is kept besides.
-        asynchronous: Write in a background thread.
+        asynchronous: Write in a background thread; one at a time, from one copy in host memory.
+        keep_every: Checkpoints of multiples of this step are kept for good.
+        verify: What is compared with the manifest before a checkpoint is loaded.
+        max_failures: Writes in a row that may fail before `wait` raises.
     """
 
     directory: Path
     world: World
     keep_last: int
     asynchronous: bool
+    keep_every: int | None = None
+    verify: Literal["full", "size", "none"] = "full"
+    max_failures: int = 3
     pending: Pending | None = field(default=None, init=False)
+    failures: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         if self.world.is_main:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            for leftover in self.directory.glob(".step-*.partial"):
-                shutil.rmtree(leftover)
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                for leftover in self.directory.glob(".step-*.partial"):
+                    shutil.rmtree(leftover)
+            except OSError as error:
+                raise StorageError(f"checkpoints cannot be written to {self.directory}: {error}") from error
         barrier(self.world)
+        self._writer = Writer(self.world, self.asynchronous)
+        self._verified: set[int] = set()
 
     def steps(self) -> list[int]:
-        """Steps of the valid checkpoints, oldest first."""
+        """Steps of the checkpoints, oldest first."""
         found = (re.fullmatch(r"step-(\d+)", path.name) for path in self.directory.glob("step-*"))
         return sorted(int(match.group(1)) for match in found if match)
 
@@ -86,31 +101,27 @@ class Checkpoints:
         """Begin to write `step-N`, after finishing the one under way.
 
         `state` goes to `state.json`; when it has a `validation_loss`, the lowest one seen marks the best checkpoint.
+        Raises what `wait` raises.
         """
         self.wait()
-        if step in self.steps():
+        is_there = False
+        if self.world.is_main:  # one rank looks: others may still see what was there before, on a network's storage
+            is_there = step in self.steps()
+            shutil.rmtree(self._partial(step), ignore_errors=True)
+        if sum_on_host([int(is_there)], self.world)[0]:
             return
-        partial = self._partial(step)
-        tensors = _tensors(model, optimizers)
-        future: Future = Future()
-        if self.asynchronous:
-            response = dcp.async_save(tensors, checkpoint_id=str(partial), **self._peers())
-            assert isinstance(response, Future)
-            future = response
-        else:
-            try:
-                dcp.save(tensors, checkpoint_id=str(partial), **self._peers())
-                future.set_result(None)
-            except FAILURES as error:
-                future.set_exception(error)
-        self.pending = Pending(step, future, {"format": FORMAT, "step": step, **state})
-
-    def _peers(self) -> dict[str, Any]:
-        """Who takes part. A single process must not use its group of one: copying the metadata in gloo's own threads starts
-        a second pool of OpenMP threads, and with more threads than cores libgomp stops spinning: every step of a run on two
-        cores then took 40 % longer.
-        """
-        return {"no_dist": True} if self.world.size == 1 else {"process_group": self.world.checkpoint_group}
+        future: Future[None] = Future()
+        copied: dict[str, Any] = {}
+        try:
+            copied = self._writer.copy(_tensors(model, optimizers))
+        except Exception as error:  # no host memory, say: the others must not wait for this rank in their threads
+            future.set_exception(error)
+        refused = sum_on_host([int(future.done())], self.world)[0]
+        if not refused:
+            future = self._writer.begin(self._partial(step), copied, {"format": FORMAT, "step": step, **state})
+        elif not future.done():
+            future.set_exception(CheckpointError("another rank could not copy its tensors"))
+        self.pending = Pending(step, future)
 
     def poll(self) -> None:
         """Publish a checkpoint whose writing has ended on all ranks; never blocks on the disk."""
@@ -123,14 +134,18 @@ class Checkpoints:
     def wait(self) -> bool:
         """Finish the checkpoint under way. Returns False, after saying why, when it could not be written.
 
-        A failure (a full disk, say) leaves the checkpoints before it as they were, and training may go on.
+        A failure (a full disk, say) leaves the checkpoints before it as they were, and training may go on. Raises StorageError
+        for the last of `max_failures` in a row.
         """
         if self.pending is None:
             return True
         pending, self.pending = self.pending, None
         problem = self._publish(pending)
-        failed = sum_on_host([int(problem is not None)], self.world)[0]
-        if failed and self.world.is_main:
+        if not sum_on_host([int(problem is not None)], self.world)[0]:
+            self.failures = 0
+            return True
+        self.failures += 1
+        if self.world.is_main:
             shutil.rmtree(self._partial(pending.step), ignore_errors=True)
             kept = ", ".join(f"step-{s}" for s in self.steps()) or "none"
             print(
@@ -138,21 +153,27 @@ class Checkpoints:
                 f"Valid checkpoints: {kept}",
                 file=sys.stderr,
             )
-        return not failed
+        if self.failures >= self.max_failures:
+            raise StorageError(
+                f"{self.failures} checkpoints in a row could not be written to {self.directory} (checkpoint.max_failures "
+                f"{self.max_failures}): make room or mend the storage, then run the same command again"
+            )
+        return False
 
     def _publish(self, pending: Pending) -> BaseException | None:
         """The reason why the checkpoint is not there, or None; `wait` makes it known on every rank."""
         try:
             pending.future.result()
             if self.world.is_main:
-                partial = self._partial(pending.step)
-                write_json(partial / STATE_FILE, pending.state)
-                os.rename(partial, self.path(pending.step))
-                _sync_directory(self.directory)
-                self._record_best(pending.state)
-                self._prune()
+                os.rename(self._partial(pending.step), self.path(pending.step))
+                sync_directory(self.directory)
         except FAILURES as error:
             return error
+        if self.world.is_main:
+            try:
+                self._prune()
+            except OSError as error:
+                print(f"warning: an old checkpoint could not be removed: {error}", file=sys.stderr)
         return None
 
     def _partial(self, step: int) -> Path:
@@ -161,23 +182,71 @@ class Checkpoints:
     def _prune(self) -> None:
         best = self.best()
         for step in self.steps()[: -self.keep_last]:
-            if best is None or step != best["step"]:
-                doomed = self.directory / f".step-{step}.partial"  # a half-deleted checkpoint must not look valid
+            kept_for_good = self.keep_every is not None and step % self.keep_every == 0
+            if not kept_for_good and (best is None or step != best["step"]):
+                doomed = self._partial(step)  # a half-deleted checkpoint must not look valid
                 os.rename(self.path(step), doomed)
                 shutil.rmtree(doomed)
 
     def best(self) -> dict[str, Any] | None:
-        """`{"step", "validation_loss"}` of the best checkpoint so far, if any was recorded and is still there."""
-        path = self.directory / "best.json"
-        if not path.is_file():
-            return None
-        best = json.loads(path.read_text(encoding="utf-8"))
-        return best if self.path(best["step"]).is_dir() else None
+        """`{"step", "validation_loss"}` of the best checkpoint that is there, the earliest of equal ones; None where none has
+        a validation loss. Their own files say so: a note beside them would be missing after a crash between the two."""
+        found = [(loss, step) for step in self.steps() if (loss := self._validation_loss(step)) is not None]
+        return {"step": min(found)[1], "validation_loss": min(found)[0]} if found else None
 
-    def _record_best(self, state: dict[str, Any]) -> None:
-        loss, best = state.get("validation_loss"), self.best()
-        if loss is not None and (best is None or loss < best["validation_loss"]):
-            write_json(self.directory / "best.json", {"step": state["step"], "validation_loss": loss})
+    def _validation_loss(self, step: int) -> float | None:
+        try:
+            return json.loads((self.path(step) / STATE_FILE).read_text(encoding="utf-8")).get("validation_loss")
+        except (OSError, ValueError):  # damaged, which loading it would say: not the best of anything
+            return None
+
+    def newest(self) -> dict[str, Any] | None:
+        """`state.json` of the newest checkpoint that is as it was written, or None in a run that has no checkpoint.
+
+        Damaged ones that are newer are named and set aside as `damaged-step-N`, on all ranks alike. Raises CheckpointError
+        where none is whole.
+        """
+        steps = from_all(self.steps(), self.world, self.world.host_group)[0]
+        damaged: list[int] = []
+        for step in reversed(steps):
+            found = self._problems(step)
+            if not found:
+                self._set_aside(damaged)
+                return self.read_state(step)
+            damaged.append(step)
+            if self.world.is_main:
+                print(f"warning: {self.path(step)} is damaged: {'; '.join(found)}", file=sys.stderr)
+        if damaged:
+            raise CheckpointError(
+                f"no checkpoint in {self.directory} is whole ({len(damaged)} damaged, see above). Restore one from a copy, or "
+                "use another --name to begin again; --checkpoint.verify none loads the newest as it is"
+            )
+        return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """A damaged checkpoint must make room for the one that will be written at the same step."""
+        for step in steps if self.world.is_main else []:
+            aside = self.directory / f"damaged-step-{step}"
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(self.path(step), aside)
+            print(
+                f"warning: going on from an earlier checkpoint; what is left of this one is in {aside}", file=sys.stderr
+            )
+        barrier(self.world)
+
+    def _problems(self, step: int) -> list[str]:
+        """What is wrong with a checkpoint, as all ranks found it together."""
+        if self.verify == "none" or step in self._verified:
+            return []
+        mine = problems(self.path(step), self.verify, self.world.rank, self.world.size)
+        found = dict.fromkeys(each for rank in from_all(mine, self.world, self.world.host_group) for each in rank)
+        if not found:
+            self._verified.add(step)
+        return list(found)
+
+    def _require_whole(self, step: int) -> None:
+        if found := self._problems(step):
+            raise CheckpointError(f"{self.path(step)} is damaged: {'; '.join(found)}")
 
     def read_state(self, step: int) -> dict[str, Any]:
         """`state.json` of a checkpoint."""
@@ -189,11 +258,15 @@ class Checkpoints:
         return state
 
     def load(self, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
-        """Read a checkpoint into the model and the optimizers, resharding as needed; returns its `state.json`."""
+        """Read a checkpoint into the model and the optimizers, resharding as needed; returns its `state.json`.
+
+        Raises CheckpointError for one that is damaged, or is of another model.
+        """
+        self._require_whole(step)
         state = self.read_state(step)
         tensors = _tensors(model, optimizers)
         try:
-            dcp.load(tensors, checkpoint_id=str(self.path(step)), **self._peers())
+            dcp.load(tensors, checkpoint_id=str(self.path(step)), **peers(self.world))
         except FAILURES as error:
             raise CheckpointError(
                 f"{self.path(step)} does not fit this run ({_reason(error)}). Use the configuration it was made with, "
@@ -204,9 +277,10 @@ class Checkpoints:
         return state
 
     def load_weights(self, step: int, model: nn.Module) -> None:
-        """Read only the parameters of a checkpoint, those that are trained."""
+        """Read only the parameters of a checkpoint, those that are trained. Raises CheckpointError for one that is damaged."""
+        self._require_whole(step)
         tensors = {"model": _trained(model)}
-        dcp.load(tensors, checkpoint_id=str(self.path(step)), **self._peers())
+        dcp.load(tensors, checkpoint_id=str(self.path(step)), **peers(self.world))
         model.load_state_dict(tensors["model"], strict=False)
 
 
@@ -232,23 +306,6 @@ def _reason(error: BaseException | None) -> str:
     if isinstance(error, CheckpointException):
         rank, (cause, _) = next(iter(error.failures.items()))
         return f"rank {rank}: {type(cause).__name__}: {cause}"
+    if isinstance(error, CheckpointError):
+        return str(error)
     return f"{type(error).__name__}: {error}"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a rename survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,6 +20,7 @@ import yaml
 
 from grist_model.config import ModelConfig
 from grist_model.lora_config import LoraConfig
+from grist_train.checkpoint_config import CheckpointConfig, check_checkpoint
 from grist_train.data_config import BatchConfig, DataConfig, Phase, check_data, check_lengths, phases
 from grist_train.guard_config import GuardConfig, check_guard
 from grist_train.logging_config import LoggingConfig, ProfileConfig, check_logging
@@ -36,23 +37,6 @@ __all__ = [
     "parse",
     "to_dict",
 ]
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """Resumable checkpoints, `RUN/checkpoints/step-N`.
-
-    Attributes:
-        every: Steps between checkpoints; 0 saves only at the end and when stopped.
-        keep_last: How many of the newest to keep; the one with the best validation loss is kept besides.
-        asynchronous: Write in a background thread while training goes on.
-        portable: Weights of the portable model at the end: the last ones, or those of the best validation loss.
-    """
-
-    every: int = 200
-    keep_last: int = 2
-    asynchronous: bool = True
-    portable: Literal["last", "best"] = "last"
 
 
 @dataclass(frozen=True)
@@ -137,10 +121,7 @@ class TrainConfig:
         check_logging(self.logging, self.profile, self.steps)
         if self.preferences is not None:
             self._check_preferences(self.preferences)
-        _require(
-            self.checkpoint.keep_last >= 1,
-            f"checkpoint.keep_last must be at least 1, but is {self.checkpoint.keep_last}: a resumable run needs one",
-        )
+        check_checkpoint(self.checkpoint)
         for key in ("expert_parallel", "replicate", "context_parallel"):
             ranks = getattr(self.compute, key)
             _require(ranks >= 1, f"compute.{key} must be at least 1, but is {ranks}")

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate
 
 from grist_model.moe import Experts
-from grist_train import recompute
+from grist_train import expert_cut, recompute
 from grist_train.allocator import keep_freed_memory
 from grist_train.config import ComputeConfig
 from grist_train.expert_parallel import distribute_experts, shard_dimension
@@ -136,8 +136,8 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 def shard(model: nn.Module, world: World, config: ComputeConfig) -> None:
     """FSDP2: experts, then each block, then the rest (embedding, last norm, head), each its own unit of communication.
 
-    With `expert_parallel` a rank keeps its own experts, and only those are sharded further (grist_train.expert_parallel). With
-    `replicate` all of it is sharded within a copy of the model, and gradients are summed over the copies besides.
+    With `expert_parallel` a rank keeps its own experts, and only those are sharded further (grist_train.expert_parallel); without
+    it experts are cut as grist_train.expert_cut says. With `replicate` all of it is sharded within a copy of the model, and gradients are summed over the copies besides.
     One rank computing in float32 stays plain: there is nothing to shard and nothing to cast.
     """
     dtype = compute_dtype(config, world.device)
@@ -146,7 +146,8 @@ def shard(model: nn.Module, world: World, config: ComputeConfig) -> None:
     if world.device.type == "mps":
         raise ValueError("compute.dtype bfloat16 needs FSDP2, which MPS does not have: use --compute.dtype float32")
     grid = grid_of(config, world.size)
-    mesh = fsdp_part(weight_mesh(world.device.type, grid), "shard")
+    device_type = world.device.type
+    mesh = fsdp_part(weight_mesh(device_type, grid), "shard")
     # Inputs are not cast: rotary angles must stay float32 beside bfloat16 activations.
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=DTYPES[config.reduce_dtype], cast_forward_inputs=False
@@ -154,14 +155,19 @@ def shard(model: nn.Module, world: World, config: ComputeConfig) -> None:
     wrap = functools.partial(_fully_shard, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
     all_experts = [module for module in model.modules() if isinstance(module, Experts)]
     if config.expert_parallel > 1:
-        experts_mesh = expert_mesh(world.device.type, grid)
+        experts_mesh = expert_mesh(device_type, grid)
         cut = functools.partial(shard_dimension, mesh=experts_mesh)
         for experts in all_experts:
             distribute_experts(experts, experts_mesh)
             wrap(experts, mesh=fsdp_part(experts_mesh, "expert_data"), shard_placement_fn=cut)
     else:
+        meshes = {grid.shards: mesh}
         for experts in all_experts:
-            wrap(experts, mesh=mesh)
+            ranks = expert_cut.ranks_of([p.shape for p in experts.parameters()], grid.shards)
+            if ranks not in meshes:
+                meshes[ranks] = fsdp_part(weight_mesh(device_type, grid.cut_over(ranks)), "shard")
+            cut = functools.partial(expert_cut.placement, ranks=ranks)
+            wrap(experts, mesh=meshes[ranks], shard_placement_fn=cut)
     for block in blocks(model):
         wrap(block, mesh=mesh)
     # The loss reads the unembedding after `hidden` has returned, so the root keeps its parameters gathered until then.

@@ -13,7 +13,7 @@ those of the experts are. Pipeline parallelism would be the outermost one, since
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
@@ -39,6 +39,10 @@ class Grid:
     def expert_groups(self) -> int:
         """G: ranks of one copy that hold the same experts, cut between them."""
         return self.shards // self.expert
+
+    def cut_over(self, ranks: int) -> Grid:
+        """The same ranks for weights that only so many of a copy's are cut over: with more copies of them."""
+        return replace(self, replicate=self.size // ranks)
 
 
 def grid_of(compute: ComputeConfig, size: int) -> Grid:

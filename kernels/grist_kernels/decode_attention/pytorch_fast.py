@@ -1,4 +1,5 @@
-"""Attention to a cache on a CPU: the part of the cache that any query can see, by PyTorch's flash kernel where all fits it.
+"""Attention to a cache on a CPU: the native kernel for a few new tokens; otherwise the part of the cache that any query can see,
+by PyTorch's flash kernel where all fits it.
 
 A cache is allocated for the longest text; most of its slots are not written yet.
 """
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from grist_kernels.decode_attention import reference
+from grist_kernels.native import decode_attention as native
 
 _flash_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default  # as in attention/pytorch_fast.py
 
@@ -30,6 +32,8 @@ def decode_attention(
     block_table: Tensor | None,
 ) -> Tensor:
     """As grist_kernels.decode_attention."""
+    if block_table is None and native.fits(q, k_cache, v_cache):
+        return native.decode_attention(q, k_cache, v_cache, lengths, window=window, sinks=sinks, scale=scale)
     counts = lengths.tolist()
     low, high = min(counts), max(max(counts), 1)  # an empty cache: one slot that nobody sees
     T = q.shape[1]

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from grist_kernels.moe.ids import check_ids
 from grist_kernels.swiglu.pytorch_fast import BackwardScratch, backward_block, forward_block, rows_per_block
 
 
@@ -64,9 +65,7 @@ class _Routing:
 
 def _route(expert_ids: Tensor, experts: int) -> _Routing:
     flat_R = expert_ids.reshape(-1)
-    low, high = flat_R.aminmax()
-    if low < 0 or high >= experts:
-        raise ValueError(f"moe: expert_ids must be in [0, {experts}), but range from {low.item()} to {high.item()}")
+    check_ids(flat_R, experts)
     pair_R = flat_R.argsort(stable=True)
     place_TA = torch.empty_like(pair_R)
     place_TA[pair_R] = torch.arange(pair_R.shape[0])

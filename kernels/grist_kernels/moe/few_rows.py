@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from grist_kernels.moe.ids import check_ids
 from grist_kernels.swiglu.reference import split
 
 MOST_PAIRS = 64
@@ -47,10 +48,7 @@ def moe(
 ) -> Tensor:
     """As grist_kernels.moe."""
     T, A = expert_ids.shape
-    experts = w_down.shape[0]
-    listed = expert_ids.flatten().tolist()
-    if min(listed) < 0 or max(listed) >= experts:
-        raise ValueError(f"moe: expert_ids must be in [0, {experts}), but range from {min(listed)} to {max(listed)}")
+    check_ids(expert_ids, w_down.shape[0])
     expert_P, weight_P1 = expert_ids.reshape(-1).long(), expert_weights.reshape(-1, 1).to(x.dtype)
     x_PD = x.unsqueeze(1).expand(T, A, -1).reshape(T * A, -1)
     h_P2F = _products(x_PD, w_gate_up, expert_P)

@@ -2,9 +2,9 @@
 
 T tokens, D model width, E experts, A active experts per token, F expert width, R = T * A rows sorted by expert.
 
-Three routes, all exact: on a CPU in eager mode one autograd function over segments of rows (cpu.py), or for the few rows of
-a step of generation two calls for all experts (few_rows.py); everywhere else a composition of `grouped_matmul` and `swiglu`,
-which torch.compile traces without a break.
+Four routes, all exact: on a CPU in eager mode one autograd function over segments of rows (cpu.py), or for the few rows of
+a step of generation the native kernel, or without it two calls for all experts (few_rows.py); everywhere else a composition of
+`grouped_matmul` and `swiglu`, which torch.compile traces without a break.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from grist_kernels.grouped_matmul.pytorch_fast import grouped_matmul
 from grist_kernels.moe import cpu, few_rows
+from grist_kernels.native import moe as native
 from grist_kernels.swiglu.reference import swiglu
 
 
@@ -31,6 +32,11 @@ def moe(
     interleaved: bool,
 ) -> Tensor:
     """As grist_kernels.moe."""
+    if native.fits(x, expert_ids, w_gate_up, w_down):
+        return native.moe(
+            x, expert_ids, expert_weights, w_gate_up, w_down, b_gate_up, b_down,
+            alpha=alpha, limit=limit, interleaved=interleaved,
+        )  # fmt: skip
     if few_rows.fits(x, expert_ids, w_gate_up, w_down):
         return few_rows.moe(
             x, expert_ids, expert_weights, w_gate_up, w_down, b_gate_up, b_down,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from grist_model.config import ModelConfig
 from grist_model.families.layout import Layout, Piece, Shape, own_shapes, transposed
 from grist_model.families.rope_settings import rope_from_hf, rope_misfit, rope_to_hf
+from grist_model.quantized_reading import schemes_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -146,10 +147,9 @@ def common_from_hf(
 
 
 def refuse_unsupported(config: dict[str, Any], **expected: Any) -> None:
-    """Raises ValueError for quantized weights, and for settings that are given with another value than expected."""
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "an unknown method")
-        raise ValueError(f"these weights are quantized with {method}: dequantize them to bfloat16 first")
+    """Raises ValueError for weights that are quantized in a way that is not read, and for settings that are given with
+    another value than expected."""
+    schemes_of(config.get("quantization_config"))
     for key, value in expected.items():
         if config.get(key, value) != value:
             raise ValueError(f"config.json has {key} {config[key]!r}, but only {value!r} is supported")

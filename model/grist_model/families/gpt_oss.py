@@ -85,8 +85,6 @@ def config_from_hf(config: dict[str, Any]) -> ModelConfig:
 
     Raises ValueError for settings that our model does not have, and for quantized weights.
     """
-    if (config.get("quantization_config") or {}).get("quant_method") == "mxfp4":
-        config = {**config, "quantization_config": None}  # read as the bfloat16 numbers that it stands for
     refuse_unsupported(config, hidden_act="silu", attention_dropout=0.0)
     layers = config["num_hidden_layers"]
     window_layers = _window_layers(config, layers)

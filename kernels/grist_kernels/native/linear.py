@@ -1,0 +1,42 @@
+"""Products of a few rows and a weight (linear.c). R rows, I inputs, O outputs."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+import torch
+from torch import Tensor
+
+from grist_kernels import native
+
+WEIGHT = "Pqq"  # `Weight` of weights.h
+LINEAR = WEIGHT + "Pqqq"
+_CALL = Struct(LINEAR + "PPqqq")
+
+
+def weight_fields(weight: Tensor, row_stride: int) -> tuple[int, int, int]:
+    return weight.data_ptr(), native.KINDS[weight.dtype], row_stride
+
+
+def linear_fields(weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
+    """The fields of `Linear` in linear.h."""
+    O, columns = weight.shape
+    given = (0, 0) if bias is None else (bias.data_ptr(), native.KINDS[bias.dtype])
+    return (weight.data_ptr(), native.KINDS[weight.dtype], weight.stride(0), *given, O, columns)
+
+
+def fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the library can read all three."""
+    return native.holds(weight, bias) and native.takes(x)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (..., I), weight (O, I), bias (O,) -> (..., O) in x's type, as F.linear; meant for a few rows."""
+    x = x.contiguous()
+    out = x.new_empty(*x.shape[:-1], weight.shape[0])
+    kind, rows = native.KINDS[x.dtype], x.numel() // x.shape[-1]
+    fields = linear_fields(weight, bias)
+    native.call(
+        "grist_linear", _CALL.pack(*fields, x.data_ptr(), out.data_ptr(), kind, rows, torch.get_num_threads())
+    )
+    return out

@@ -1,0 +1,63 @@
+"""The experts of a few tokens (experts.c). T tokens, D model width, E experts, A active experts per token, F expert width."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+import torch
+from torch import Tensor
+
+from grist_kernels import native
+from grist_kernels.moe.ids import check_ids
+from grist_kernels.native.linear import WEIGHT, weight_fields
+
+MOST_PAIRS = 64
+ACTIVATION = "qqqdd"  # `Activation` of pieces.h
+_CALL = Struct("PPPP" + WEIGHT + WEIGHT + "PPqqqqqq" + ACTIVATION)
+
+
+def activation_fields(alpha: float | None, limit: float | None, interleaved: bool) -> tuple[int | float, ...]:
+    return (alpha is not None, limit is not None, interleaved, alpha or 0.0, limit or 0.0)
+
+
+def fits(x: Tensor, expert_ids: Tensor, w_gate_up: Tensor, w_down: Tensor) -> bool:
+    """A few pairs of a token and an expert: more rows of an expert than the kernel takes at once are a matrix product's."""
+    return (
+        0 < expert_ids.numel() <= min(MOST_PAIRS, 4 * w_down.shape[0])
+        and w_gate_up.is_contiguous()
+        and w_down.is_contiguous()
+        and native.holds(w_gate_up, w_down)
+        and native.takes(x)
+    )
+
+
+def moe(
+    x: Tensor,
+    expert_ids: Tensor,
+    expert_weights: Tensor,
+    w_gate_up: Tensor,
+    w_down: Tensor,
+    b_gate_up: Tensor | None,
+    b_down: Tensor | None,
+    *,
+    alpha: float | None,
+    limit: float | None,
+    interleaved: bool,
+) -> Tensor:
+    """As grist_kernels.moe, for contiguous weights."""
+    check_ids(expert_ids, w_down.shape[0])
+    (T, A), (_, F, D) = expert_ids.shape, w_down.shape
+    x, ids, weights = x.contiguous(), expert_ids.long().contiguous(), expert_weights.float().contiguous()
+    biases = [None if bias is None else bias.contiguous() for bias in (b_gate_up, b_down)]
+    out = torch.empty_like(x)
+    pointers = (0 if bias is None else bias.data_ptr() for bias in biases)
+    native.call(
+        "grist_moe",
+        _CALL.pack(
+            x.data_ptr(), out.data_ptr(), ids.data_ptr(), weights.data_ptr(),
+            *weight_fields(w_gate_up, 2 * F), *weight_fields(w_down, D), *pointers,
+            native.KINDS[x.dtype], T, A, D, F, torch.get_num_threads(),
+            *activation_fields(alpha, limit, interleaved),
+        ),
+    )  # fmt: skip
+    return out

@@ -1,0 +1,106 @@
+/* Arrays have sizes that C calls constant, and the loops over them are unrolled: that is what keeps them in registers. */
+#include "products.h"
+
+#define UNROLL _Pragma("GCC unroll 8")
+
+/* R rows of the weight at once, so that the additions to one sum need not wait for each other. */
+ALWAYS_INLINE void dots(
+    Load *load_weights, LoadFirst *load_last, const int M, const int R, Weight w, const Rows *rows, int64_t columns, int64_t row
+) {
+    const int64_t whole = columns / LANES * LANES;
+    floats total[4][MOST_ROWS];
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int m = 0; m < M; m++) total[r][m] = (floats){0};
+    for (int64_t i = 0; i < whole; i += LANES) {
+        floats x[MOST_ROWS];
+        UNROLL for (int m = 0; m < M; m++) x[m] = load(rows->x[m] + i);
+        UNROLL for (int r = 0; r < R; r++) {
+            const floats weights = load_weights(w, row + r, i);
+            UNROLL for (int m = 0; m < M; m++) total[r][m] += weights * x[m];
+        }
+    }
+    if (whole < columns)
+        UNROLL for (int r = 0; r < R; r++) {
+            const floats weights = load_last(w, row + r, whole, columns - whole);
+            UNROLL for (int m = 0; m < M; m++) total[r][m] += weights * load_first(rows->x[m] + whole, columns - whole);
+        }
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int m = 0; m < M; m++) rows->out[m][row + r] = sum(total[r][m]);
+}
+
+ALWAYS_INLINE void dots_between(
+    Load *load_weights, LoadFirst *load_last, const int M, Weight w, const Rows *rows, int64_t columns, int64_t first, int64_t last
+) {
+    const int R = M <= 2 ? 4 : M <= 4 ? 2 : 1;
+    int64_t row = first;
+    for (; row + R <= last; row += R) dots(load_weights, load_last, M, R, w, rows, columns, row);
+    for (; row < last; row++) dots(load_weights, load_last, M, 1, w, rows, columns, row);
+}
+
+#define DOT_ROWS(KIND)                                                                                                     \
+    static void dot_rows_##KIND(Weight w, const Rows *rows, int64_t columns, int64_t first, int64_t last) {                \
+        switch (rows->rows) {                                                                                              \
+            case 1: dots_between(load_##KIND, load_first_##KIND, 1, w, rows, columns, first, last); break;                 \
+            case 2: dots_between(load_##KIND, load_first_##KIND, 2, w, rows, columns, first, last); break;                 \
+            case 3: dots_between(load_##KIND, load_first_##KIND, 3, w, rows, columns, first, last); break;                 \
+            case 4: dots_between(load_##KIND, load_first_##KIND, 4, w, rows, columns, first, last); break;                 \
+            case 5: dots_between(load_##KIND, load_first_##KIND, 5, w, rows, columns, first, last); break;                 \
+            case 6: dots_between(load_##KIND, load_first_##KIND, 6, w, rows, columns, first, last); break;                 \
+            case 7: dots_between(load_##KIND, load_first_##KIND, 7, w, rows, columns, first, last); break;                 \
+            case 8: dots_between(load_##KIND, load_first_##KIND, 8, w, rows, columns, first, last); break;                 \
+        }                                                                                                                  \
+    }
+WEIGHT_KINDS(DOT_ROWS)
+
+void dot_rows(Weight w, const Rows *rows, int64_t columns, int64_t first, int64_t last) {
+#define CASE(KIND) case KIND: dot_rows_##KIND(w, rows, columns, first, last); break;
+    switch (w.kind) { WEIGHT_KINDS(CASE) }
+#undef CASE
+}
+
+/* R rows of the weight at once: each load and store of a sum serves R multiplications. */
+ALWAYS_INLINE void additions(
+    Load *load_weights, LoadFirst *load_last, const int M, const int R, Weight w, const Rows *rows, int64_t row, int64_t first,
+    int64_t last
+) {
+    const int64_t whole = first + (last - first) / LANES * LANES;
+    for (int64_t i = first; i < whole; i += LANES) {
+        floats total[MOST_ADDED];
+        UNROLL for (int m = 0; m < M; m++) total[m] = load(rows->out[m] + i);
+        UNROLL for (int r = 0; r < R; r++) {
+            const floats weights = load_weights(w, row + r, i);
+            UNROLL for (int m = 0; m < M; m++) total[m] += weights * rows->x[m][row + r];
+        }
+        UNROLL for (int m = 0; m < M; m++) store(rows->out[m] + i, total[m]);
+    }
+    for (int r = 0; r < R && whole < last; r++) {
+        const floats weights = load_last(w, row + r, whole, last - whole);
+        for (int m = 0; m < M; m++)
+            for (int64_t i = whole; i < last; i++) rows->out[m][i] += weights[i - whole] * rows->x[m][row + r];
+    }
+}
+
+ALWAYS_INLINE void additions_of(
+    Load *load_weights, LoadFirst *load_last, const int M, Weight w, const Rows *rows, int64_t n_rows, int64_t first, int64_t last
+) {
+    int64_t row = 0;
+    for (; row + 4 <= n_rows; row += 4) additions(load_weights, load_last, M, 4, w, rows, row, first, last);
+    for (; row < n_rows; row++) additions(load_weights, load_last, M, 1, w, rows, row, first, last);
+}
+
+#define ADD_ROWS(KIND)                                                                                                     \
+    static void add_rows_##KIND(Weight w, const Rows *rows, int64_t n_rows, int64_t first, int64_t last) {                 \
+        switch (rows->rows) {                                                                                              \
+            case 1: additions_of(load_##KIND, load_first_##KIND, 1, w, rows, n_rows, first, last); break;                  \
+            case 2: additions_of(load_##KIND, load_first_##KIND, 2, w, rows, n_rows, first, last); break;                  \
+            case 3: additions_of(load_##KIND, load_first_##KIND, 3, w, rows, n_rows, first, last); break;                  \
+            case 4: additions_of(load_##KIND, load_first_##KIND, 4, w, rows, n_rows, first, last); break;                  \
+        }                                                                                                                  \
+    }
+WEIGHT_KINDS(ADD_ROWS)
+
+void add_rows(Weight w, const Rows *rows, int64_t n_rows, int64_t first, int64_t last) {
+#define CASE(KIND) case KIND: add_rows_##KIND(w, rows, n_rows, first, last); break;
+    switch (w.kind) { WEIGHT_KINDS(CASE) }
+#undef CASE
+}

@@ -1,0 +1,28 @@
+"""RMSNorm of a few rows (pieces.c). D model width."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from torch import Tensor
+
+from grist_kernels import native
+
+_CALL = Struct("PqqdPPPPqq")
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """x (..., D), weight (D,) -> the norm of x + residual, and x + residual; without a residual the norm, and x."""
+    x = x.contiguous()
+    out = x.new_empty(x.shape)
+    total = x if residual is None else x.new_empty(x.shape)
+    residual = None if residual is None else residual.contiguous()
+    native.call(
+        "grist_rms_norm",
+        _CALL.pack(
+            weight.data_ptr(), native.KINDS[weight.dtype], x.shape[-1], eps, x.data_ptr(),
+            0 if residual is None else residual.data_ptr(), out.data_ptr(), total.data_ptr(),
+            native.KINDS[x.dtype], x.numel() // x.shape[-1],
+        ),
+    )  # fmt: skip
+    return out, total

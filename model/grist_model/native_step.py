@@ -1,0 +1,74 @@
+"""The native kernels for a step of generation on a CPU: which layers they take whole. None says: go the usual way.
+
+A layer is taken only if every part of it is the plain one: an adapter, a hook or a quantized weight wants its own turn.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.nn.modules.module import _has_any_global_hook
+
+from grist_kernels import native
+from grist_kernels.native import rms_norm, step
+from grist_model.layers import Linear, RMSNorm
+
+if TYPE_CHECKING:
+    from grist_model.attention import Attention
+    from grist_model.cache import KVCache
+    from grist_model.moe import DenseMLP
+
+
+def attention(layer: Attention, x_BTD: Tensor, angles: tuple[Tensor, Tensor] | None, cache: KVCache) -> Tensor | None:
+    """The whole of Attention.forward for a few new tokens, the cache included."""
+    if not _few(x_BTD):
+        return None
+    place = cache.place(layer.layer)
+    if place is None or place.k_cache.dtype != x_BTD.dtype:
+        return None
+    projections = _projections(layer.q, layer.k, layer.v, layer.o)
+    if projections is None or not native.holds(layer.sinks):
+        return None
+    norms = []
+    for norm in (layer.q_norm, layer.k_norm):
+        if norm is not None and (not _bare(norm, RMSNorm) or not native.holds(norm.weight)):
+            return None
+        norms.append(None if norm is None else step.Norm(norm.weight, norm.eps))
+    if angles is not None:
+        angles = (angles[0].contiguous(), angles[1].contiguous())
+    return step.attention_step(
+        x_BTD, projections, (norms[0], norms[1]), angles, place, layer.head_width, layer.window, layer.sinks
+    )
+
+
+def mlp(layer: DenseMLP, x_BTD: Tensor) -> Tensor | None:
+    """The whole of DenseMLP.forward."""
+    if not _few(x_BTD):
+        return None
+    projections = _projections(layer.gate_up, layer.down)
+    return None if projections is None else step.mlp(x_BTD, *projections, layer.alpha, layer.limit)
+
+
+def norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> Tensor | tuple[Tensor, Tensor] | None:
+    """RMSNorm of a few rows: y, or (y, x + residual)."""
+    if not 0 < x.numel() <= step.MOST_ROWS * x.shape[-1] or not native.takes(x) or not native.holds(weight):
+        return None
+    if residual is None:
+        return rms_norm.rms_norm(x, weight, eps)[0]
+    return rms_norm.rms_norm(x, weight, eps, residual) if residual.dtype == x.dtype else None
+
+
+def _few(x_BTD: Tensor) -> bool:
+    return 0 < x_BTD.numel() <= step.MOST_ROWS * x_BTD.shape[-1] and native.takes(x_BTD)
+
+
+def _projections(*linears: Linear) -> tuple[step.Projection, ...] | None:
+    if not all(_bare(linear, Linear) and native.holds(linear.weight, linear.bias) for linear in linears):
+        return None
+    return tuple(step.Projection(linear.weight, linear.bias) for linear in linears)
+
+
+def _bare(module, kind: type) -> bool:
+    """Exactly of this kind, and nobody listens to it."""
+    return type(module) is kind and not (module._forward_hooks or module._forward_pre_hooks or _has_any_global_hook())
