@@ -33,8 +33,8 @@ MODEL = small(
     layers=2, heads=4, kv_heads=2, experts=4, active_experts=2, shared_expert_width=8, mlp_bias=True,
     balance="aux", aux_loss_weight=0.05, router_z_loss_weight=0.01, initializer_range=0.1,
 )  # fmt: skip
-# Four ranks cut each of six experts into rows, two keep three whole ones. Of two experts that are 30 wide and cannot be cut into
-# four, four ranks hold two copies.
+# Four ranks cut each of six experts into rows, two keep three whole ones. Of two experts that are 30 wide and cannot be cut
+# into four, four ranks hold two copies.
 SIX_EXPERTS = replace(MODEL, experts=6)
 TWO_EXPERTS = replace(MODEL, experts=2, width=30, head_width=8, expert_width=18)
 OPTIMIZER = OptimizerConfig(name="muon", lr=0.02, muon_lr=0.02, clip=0.5, weight_decay=0.01, muon_iterations=3)

@@ -5,6 +5,7 @@ Float32 caches and attention without fusion, as the differences that are looked 
 
 from __future__ import annotations
 
+import importlib
 import json
 import urllib.request
 from pathlib import Path
@@ -17,8 +18,7 @@ class LlamaCpp:
     """n_vocab: rows of the model's embedding."""
 
     def __init__(self, path: Path, n_vocab: int, context: int = 256, **settings: Any):
-        import xllamacpp
-
+        xllamacpp: Any = importlib.import_module("xllamacpp")  # compiled, so nothing tells its types
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
         params.n_ctx, params.n_parallel, params.warmup, params.verbosity = context, 1, False, 0

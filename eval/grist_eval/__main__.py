@@ -100,7 +100,9 @@ def _evaluate(
         "tokenizer_sha256": subject.tokenizer.sha256,
     }
     # What a score depends on beside the texts: weights, what they mean, tokens and precision.
-    model_key = key_of([facts["files_sha256"], sha256(directory / "config.json"), facts["tokenizer_sha256"], options.dtype])
+    model_key = key_of(
+        [facts["files_sha256"], sha256(directory / "config.json"), facts["tokenizer_sha256"], options.dtype]
+    )
     results: dict[str, Any] = {}
     items: dict[str, Any] = {}
     for name in names:
@@ -147,7 +149,9 @@ def table(report: dict[str, Any]) -> str:
         rows = TASKS[name].rows(result) if name in TASKS else question_options.rows_of(result)
         lines += [f"  {label:<24}{value}" for label, value in rows]
     if "core" in report:
-        lines.append(f"CORE over {sum('centred' in result for result in report['tasks'].values())} task(s): {report['core']:.4f}")
+        lines.append(
+            f"CORE over {sum('centred' in result for result in report['tasks'].values())} task(s): {report['core']:.4f}"
+        )
     return "\n".join(lines)
 
 

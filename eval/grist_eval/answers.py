@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from grist_eval.completion import room_for_prompt
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from grist_data import Tokenizer
 
 ROWS_AT_ONCE = 32
+GREEDY: Mapping[str, Any] = {"temperature": 0.0}
 
 
 def encode_prompts(
@@ -36,11 +37,12 @@ def write_answers(
     max_new_tokens: int,
     done: Callable[[int, str], None],
     *,
-    rows_at_once: int = ROWS_AT_ONCE,
+    sampling: Mapping[str, Any] = GREEDY,
 ) -> None:
     """Call done(index of a prompt, the text after it without its end) for each, in the order in which they finish.
 
-    A text ends before an end-of-text token, before the first of the strings `until`, or after max_new_tokens.
+    A text ends before an end-of-text token, before the first of the strings `until`, or after max_new_tokens. sampling: options
+    of `grist_model.generate_many`.
 
     Raises:
         ValueError: what `grist_model.generate_many` raises.
@@ -57,10 +59,10 @@ def write_answers(
             model,
             [prompts[i] for i in order],
             max_new_tokens=max_new_tokens,
-            max_batch=rows_at_once,
-            temperature=0.0,
+            max_batch=ROWS_AT_ONCE,
             stop_ids=() if tokenizer.eot_id is None else (tokenizer.eot_id,),
             **_stop_strings(tokenizer, until),
+            **sampling,
         ):
             done(order[at], answer_text(tokenizer, ids, until))
     finally:

@@ -68,7 +68,7 @@ def place(row: Columns, column: str, labels: Sequence[str]) -> int:
 
 
 def labelled_choices(row: Columns, column: str = "choices", answer: str = "answerKey") -> tuple[list[str], int]:
-    """Choices as ARC, OpenBookQA and CommonsenseQA have them, `{"text": [...], "label": ["A", ...]}`, and the right one's index."""
+    """Choices as ARC and OpenBookQA have them, `{"text": [...], "label": ["A", ...]}`, and the index of the right one."""
     choices = part(row, column)
     found = texts(choices, "text")
     return found, place(row, answer, texts(choices, "label", len(found)))

@@ -1,7 +1,7 @@
 """From (context, continuation) texts to the ids that a model reads and the ids that it is asked about.
 
-The border is the trap: tokens may run across it. As in EleutherAI's lm_eval (api/model.py, `TemplateLM._encode_pair`), spaces at
-the end of the context go to the continuation, both are encoded together, and the ids of the context alone say where the
+The border is the trap: tokens may run across it. As in EleutherAI's lm_eval (api/model.py, `TemplateLM._encode_pair`), spaces
+at the end of the context go to the continuation, both are encoded together, and the ids of the context alone say where the
 continuation begins.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from grist_data import Tokenizer
 
-# Whether a begin-of-text token goes in front of a context: where the tokenizer's own definition puts one, or in any case, or not.
+# Whether a begin-of-text token goes in front of a context: where the tokenizer's own files put one, or in any case, or not.
 Bos = Literal["tokenizer", "always", "never"]
 
 

@@ -1,4 +1,4 @@
-"""Few-shot prompts: which examples stand before a question. The draws are those of lm_eval on one process with the same seed."""
+"""Few-shot prompts: which examples stand before a question. The draws are those of lm_eval in one process, by the seed."""
 
 from __future__ import annotations
 

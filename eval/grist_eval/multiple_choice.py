@@ -12,9 +12,9 @@ from grist_eval.statistics import mean_and_error, perplexity_and_error
 def row_metrics(row: Row, scores: Sequence[Score]) -> dict[str, float]:
     """Metrics of one row, 0 or 1, from the scores of its pairs.
 
-    Of several: `acc`, whether the right one is the likeliest; `acc_norm`, per character of the answer, which is lm_eval's metric
-    of that name; `acc_bytes`, per UTF-8 byte of it, which is the same for ASCII and fairer elsewhere; `acc_tokens`, per token of
-    it. Of one (LAMBADA): `acc`, whether every token was the likeliest, and `log_likelihood`. Of equal ones the first is picked.
+    Of several: `acc`, whether the right one is the likeliest; `acc_norm`, per character of the answer, which is what lm_eval
+    calls so; `acc_bytes`, per UTF-8 byte of it, the same for ASCII and fairer elsewhere; `acc_tokens`, per token of it.
+    Of one (LAMBADA): `acc`, whether every token was the likeliest, and `log_likelihood`. Of equal ones the first is picked.
     """
     totals = [score.log_likelihood for score in scores]
     if row.gold is None:

@@ -95,7 +95,9 @@ def files_of(given: Iterable[str], names: list[str], option: str) -> dict[str, P
 def _in_folder(folder: Path, name: str, option: str) -> Path | None:
     there = [path for suffix in _SUFFIXES if (path := folder / f"{name}{suffix}").is_file()]
     if len(there) > 1:
-        raise ValueError(f"{option} {folder}: both {there[0].name} and {there[1].name} are there; name one, {name}=FILE")
+        raise ValueError(
+            f"{option} {folder}: both {there[0].name} and {there[1].name} are there; name one, {name}=FILE"
+        )
     return there[0] if there else None
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grist_eval import few_shot
+from grist_eval.asking import keys_of, score_rows, write_rows
 from grist_eval.encoding import Bos
 from grist_eval.multiple_choice import chance_of, row_metrics, summary
 from grist_eval.result_cache import ResultCache, key_of
@@ -19,6 +20,7 @@ from grist_eval.row_files import hub_rows, read_rows
 from grist_eval.row_task import Row, RowTask
 from grist_eval.scoring import BATCH_TOKENS, Score
 from grist_eval.statistics import centred
+from grist_eval.tasks import ROW_TASKS
 
 if TYPE_CHECKING:
     from grist_data import Tokenizer
@@ -120,12 +122,10 @@ def load_questions(
     rows themselves.
 
     Raises:
-        ValueError: an unknown task; bad rows, by file and row; too few rows to draw from; a task that would run what the model wrote, and
-            `settings.allow_code` is not set.
+        ValueError: an unknown task; bad rows, by file and row; too few rows to draw from; a task that would run what the model
+            wrote, and `settings.allow_code` is not set.
         ImportError: no file, and the package `datasets` is not installed.
     """
-    from grist_eval.tasks import ROW_TASKS
-
     settings = settings or Settings()
     data, examples = data or {}, examples or {}
     unknown = [name for name in [*names, *data, *examples] if name not in ROW_TASKS]
@@ -178,17 +178,18 @@ def evaluate_tasks(
 ) -> dict[str, Any]:
     """Ask a model the questions of some tasks: names, or what `load_questions` made of them.
 
-    With world_size > 1 all ranks call this together, and each returns the same. Ranks share the rows, and the scores do not depend
-    on how many there are. A model under FSDP2, or one whose experts are on several ranks, works: every rank makes the same number of
-    forwards. Where such a model generates, every rank writes every answer.
+    With world_size > 1 all ranks call this together, and each returns the same. Ranks share the rows, and the scores do not
+    depend on how many there are. A model under FSDP2 works: every rank makes the same number of forwards. Where such a model
+    generates, every rank writes every answer.
 
     cache: directory of results that are known; model_key tells models apart in it, and is needed with it.
     progress: draw a bar on stderr (on rank 0).
 
     Returns:
-        `tasks`: by name `rows`, `shots`, `main` (the name of its metric), `chance`, `centred`, every metric and NAME_stderr, `origin`
-        and `rows_sha256` (of all texts). `core`: the mean of `centred` over the tasks (Li et al., "DataComp-LM", 2024, call
-        that of their 22 tasks so). `items`: by name, a dict a row: its metrics, and its scores or the answer written.
+        `tasks`: by name `rows`, `shots`, `main` (the name of its metric), `chance`, `centred`, every metric and NAME_stderr,
+        `origin` and `rows_sha256` (of all texts). `core`: the mean of `centred` over the tasks (Li et al.,
+        "DataComp-LM", 2024, call that of their 22 tasks so). `items`: by name, a dict a row: its metrics, and its scores or
+        the answer written.
 
     Raises:
         ValueError: what `load_questions` raises; texts that the model cannot read; a cache without a model_key.
@@ -201,7 +202,9 @@ def evaluate_tasks(
     items: dict[str, list[dict[str, Any]]] = {}
     for each in names:
         questions = (
-            load_questions([each], data=data, examples=examples, settings=settings)[0] if isinstance(each, str) else each
+            load_questions([each], data=data, examples=examples, settings=settings)[0]
+            if isinstance(each, str)
+            else each
         )
         store = None if cache is None else ResultCache(cache, str(model_key), questions.name, rank)
         with contextlib.closing(store) if store else contextlib.nullcontext():
@@ -222,8 +225,6 @@ def _asked(
     progress: bool,
 ) -> tuple[list[Any], list[str]]:
     """-> (the result of every row, their hashes)."""
-    from grist_eval.asking import keys_of, score_rows, write_rows
-
     keys = keys_of(questions, settings)
     known = ranks.same({} if store is None or ranks.rank else store.known())
     results = Results(keys, known, store)

@@ -43,9 +43,7 @@ class ResultCache:
                     entry = json.loads(line)
                     found[entry["row"]] = entry["result"]
                 except (ValueError, KeyError, TypeError) as error:
-                    raise ValueError(
-                        f"{path}:{number} is no result ({error}): delete the line or the file"
-                    ) from error
+                    raise ValueError(f"{path}:{number} is no result ({error}): delete the line or the file") from error
         return found
 
     def add(self, results: Mapping[str, Any]) -> None:

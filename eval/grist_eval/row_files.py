@@ -1,4 +1,4 @@
-"""Rows of a task: from a file of JSON lines, Parquet or Arrow, or from a dataset by name. Every bad row is named, none is dropped."""
+"""Rows of a task: from a file of JSON lines, Parquet or Arrow, or a dataset by name. Bad rows are named, none is dropped."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
 """Run code that a model wrote, in a process of its own that is kept from the worst. This is no security boundary.
 
-What is done, on Linux: an empty environment, a temporary working directory that is removed, limits on processor time, wall time, memory,
-size of files, open files and new processes, no standard input, and, where the kernel lets an ordinary user make one
-(`unshare --user --net`), a network namespace without a network. What is not: the process reads and writes whatever its user may,
-and where no such namespace can be made it has the network; on other systems most of the limits are missing. So use
-it on a machine, or in a container, that holds nothing of value.
+What is done, on Linux: an empty environment, a temporary working directory that is removed, no standard input, limits on
+processor time, wall time, memory, size of files, open files and (unless root runs it) new processes, and, where the kernel
+lets a user make one (`unshare --user --net`), a network namespace without a network. What is not: the process reads and
+writes whatever its user may, one that it leaves in another session outlives it, and where no such namespace can be made it
+has the network; on other systems most of the limits are missing. So use it on a machine, or in a container, that holds
+nothing of value.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ V vocabulary, R scored tokens of a batch.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,7 +59,7 @@ def _unique_tokens(group: Sequence[Encoded]) -> int:
     from grist_model.token_tree import shared_length
 
     ordered = sorted(request.ids[:-1] for request in group)
-    repeated = sum(shared_length(a, b) for a, b in zip(ordered, ordered[1:], strict=False))
+    repeated = sum(shared_length(a, b) for a, b in itertools.pairwise(ordered))
     return sum(map(len, ordered)) - repeated
 
 
@@ -79,24 +80,17 @@ def score_groups(
         ValueError: "dynamic" rotary scaling and a sequence beyond its original context, where angles depend on the batch; ids
             outside the model's vocabulary.
     """
-    import torch
-
     _check(model, groups)
     was_training = model.training
     model.eval()
     try:
-        # no_grad, not inference_mode, whose tensors FSDP would keep and later fail to train on.
-        with torch.no_grad():
-            for first in range(0, len(batches), world_size):
-                mine = first + rank
-                # A rank without a batch of its own runs another's: a sharded model needs all ranks in every forward.
-                batch = batches[min(mine, len(batches) - 1)]
-                scores = score_batch(model, [request for i in batch for request in groups[i]])
-                if mine < len(batches):
-                    at = 0
-                    for i in batch:
-                        done(i, scores[at : at + len(groups[i])])
-                        at += len(groups[i])
+        for first in range(0, len(batches), world_size):
+            mine = first + rank
+            # A rank without a batch of its own runs another's: a sharded model needs all ranks in every forward.
+            batch = batches[min(mine, len(batches) - 1)]
+            scores = iter(score_batch(model, [request for i in batch for request in groups[i]]))
+            for i in batch if mine < len(batches) else ():
+                done(i, [next(scores) for _ in groups[i]])
     finally:
         model.train(was_training)
         _reshard(model)
@@ -110,7 +104,9 @@ def score_batch(model: Any, requests: Sequence[Encoded]) -> list[Score]:
     from grist_model.token_tree import TokenTree
 
     tree = TokenTree([request.ids[:-1] for request in requests], [request.scored for request in requests])
-    logits_RV = tree.logits(model)
+    # no_grad, not inference_mode, whose tensors FSDP would keep and later fail to train on.
+    with torch.no_grad():
+        logits_RV = tree.logits(model)
     first = len(tree.ids) - tree.n_wanted
     rows = np.concatenate([path[-request.scored :] - first for path, request in zip(tree.paths, requests, strict=True)])
     targets = np.concatenate([request.ids[-request.scored :] for request in requests])
@@ -140,7 +136,9 @@ def _check(model: Any, groups: Sequence[Sequence[Encoded]]) -> None:
     longest = max((len(request.ids) - 1 for group in groups for request in group), default=0)
     largest = max((max(request.ids) for group in groups for request in group), default=0)
     if largest >= config.vocab_size:
-        raise ValueError(f"id {largest} is outside the model's vocabulary of {config.vocab_size}: is this its tokenizer?")
+        raise ValueError(
+            f"id {largest} is outside the model's vocabulary of {config.vocab_size}: is this its tokenizer?"
+        )
     scaling = config.rope_scaling
     if scaling is not None and scaling.kind == "dynamic" and longest > scaling.original_context:
         raise ValueError(

@@ -6,7 +6,9 @@ experts. The scales lie along the inputs (g values share one) or are one an outp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ SCALE_TYPES = (torch.float32, torch.bfloat16)
 class _Packed:
     """What the four have in common: they are tensors side by side."""
 
+    kind: ClassVar[str]
     shape: torch.Size
 
     @property
@@ -28,6 +31,10 @@ class _Packed:
         """The parts by name; a part that is None is left out."""
         parts = {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]
         return {name: part for name, part in parts.items() if part is not None}
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> PackedWeight:
+        """The same weight with function(part) for each part: moved, indexed by expert, made contiguous."""
+        return type(self)(**{name: function(part) for name, part in self.tensors.items()})  # type: ignore[return-value]
 
     @property
     def nbytes(self) -> int:
@@ -42,6 +49,7 @@ class _Packed:
 class Int8Weight(_Packed):
     """weight (..., O, I) int8, scale (..., O) float32: symmetric, a scale an output channel."""
 
+    kind: ClassVar[str] = "int8"
     weight: Tensor
     scale: Tensor
 
@@ -61,6 +69,7 @@ class Int8Weight(_Packed):
 class Fp8Weight(_Packed):
     """weight (..., O, I) float8_e4m3fn, scale (..., O) float32: a scale an output channel."""
 
+    kind: ClassVar[str] = "fp8"
     weight: Tensor
     scale: Tensor
 
@@ -85,6 +94,7 @@ class Int4Weight(_Packed):
     is compressed-tensors' weight_packed.
     """
 
+    kind: ClassVar[str] = "int4"
     packed: Tensor
     scale: Tensor
     zero: Tensor | None = None
@@ -128,6 +138,7 @@ class Int4Weight(_Packed):
 class Mxfp4Weight(_Packed):
     """blocks (..., O, I / 32, 16) uint8, scales (..., O, I / 32) uint8; see moe_mxfp4/dequantise.py for the numbers."""
 
+    kind: ClassVar[str] = "mxfp4"
     blocks: Tensor
     scales: Tensor
 

@@ -97,8 +97,8 @@ class KVCache:
         return grist_kernels.decode_attention(q, k_BSKH, v_BSKH, slots.with_new_B, window=window, sinks=sinks)
 
     def place(self, layer: int) -> Place | None:
-        """Where `attend` would store a step's tokens, for a kernel that stores them itself. None if that is more than writing into
-        slots: for a prompt, or when slots are full."""
+        """Where `attend` would store a step's tokens, for a kernel that stores them itself. None if there is more to it: for a
+        prompt, when slots are full, or in a cache that attends in its own way."""
         buffers = self._buffers[layer]
         if self.used == 0 or buffers is None or type(self).attend is not KVCache.attend:
             return None

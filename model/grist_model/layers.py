@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import grist_kernels
+from grist_kernels.native import rms_norm as native
 from grist_model import few_rows, products
 from grist_model.config import ModelConfig
 
@@ -40,12 +41,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None):
         """-> y, or (y, x + residual) when a residual is given."""
-        if not torch.is_grad_enabled():
-            from grist_model import native_step
-
-            whole = native_step.norm(x, self.weight, self.eps, residual)
-            if whole is not None:
-                return whole
+        if native.fits(x, self.weight, residual):
+            y, total = native.rms_norm(x, self.weight, self.eps, residual)
+            return y if residual is None else (y, total)
         if few_rows.fits(x) and self.weight.dtype == x.dtype:
             if residual is None:
                 return few_rows.rms_norm(x, self.weight, self.eps)

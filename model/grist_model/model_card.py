@@ -92,7 +92,7 @@ def with_type(text: str, dtype: str) -> str:
 
 
 def with_quantization(text: str, facts: Mapping[str, Any]) -> str:
-    """The card with a table of how the weights were quantized, in the place of an older one, before its limits or at its end."""
+    """The card with a table of how the weights were quantized, in an older one's place, before its limits or at its end."""
     section = _section("Quantization", _table(facts)) + "\n"
     text = re.sub(r"^## Quantization\n.*?(?=^## |\Z)", "", text, flags=re.MULTILINE | re.DOTALL)
     before, limits, after = text.partition("## Limits\n")

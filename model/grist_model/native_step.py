@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook
 
 from grist_kernels import native
-from grist_kernels.native import rms_norm, step
+from grist_kernels.native import step
 from grist_model.layers import Linear, RMSNorm
 
 if TYPE_CHECKING:
@@ -48,15 +48,6 @@ def mlp(layer: DenseMLP, x_BTD: Tensor) -> Tensor | None:
         return None
     projections = _projections(layer.gate_up, layer.down)
     return None if projections is None else step.mlp(x_BTD, *projections, layer.alpha, layer.limit)
-
-
-def norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> Tensor | tuple[Tensor, Tensor] | None:
-    """RMSNorm of a few rows: y, or (y, x + residual)."""
-    if not 0 < x.numel() <= step.MOST_ROWS * x.shape[-1] or not native.takes(x) or not native.holds(weight):
-        return None
-    if residual is None:
-        return rms_norm.rms_norm(x, weight, eps)[0]
-    return rms_norm.rms_norm(x, weight, eps, residual) if residual.dtype == x.dtype else None
 
 
 def _few(x_BTD: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 MXFP4: experts as X_blocks and X_scales in place of X, as published GPT-OSS files have them. compressed-tensors: linear layers
 as pack-quantized int4 and int8, int-quantized int8 and float-quantized fp8 (https://github.com/vllm-project/compressed-tensors).
-They are read as the numbers they stand for; what a scheme does to activations while it runs is not part of a model.
+They are read as the numbers they stand for, in float32; what a scheme does to activations while it runs is not part of a model.
 
 E experts, O outputs, I inputs, G groups of inputs.
 """
@@ -44,7 +44,8 @@ class Scheme:
 @dataclass(frozen=True)
 class Packed:
     """A tensor of the layout that is stored in parts. parts: their names -> the types that they may have, as safetensors spells
-    them. shape: what they make, rows being the layout's. type: what they are read as where no other is asked for."""
+    them. shape: what they make, rows being the layout's. type: what a model has them in where no other is asked for. read: the
+    numbers, unrounded."""
 
     parts: Mapping[str, tuple[str, ...]]
     shape: Shape
@@ -131,7 +132,7 @@ def find_packed(
 
     Args:
         shapes: of all stored tensors. expected: of the layout's.
-        dtype: of config.json, which compressed-tensors' weights are read as; None: the type of their scales.
+        dtype: of config.json, in which a model has compressed-tensors' weights; None: float32.
         read: of the stored tensors; only shapes (two numbers each) are read here.
 
     Raises ValueError for parts that are missing or do not fit together.
@@ -207,14 +208,13 @@ def _linear(module: str, scheme: Scheme, shapes: Mapping[str, Shape], dtype: tor
     _check_parts(module, scheme, shape, {name: shapes[name] for name in parts})
 
     def read_rows(stored: Read, rows: slice) -> Tensor:
-        scale = stored(module + SCALE, rows)
-        kept = dtype or scale.dtype
-        return _packed_weight(scheme, module, stored, rows, shape, scale).dequantise(kept)
+        return _packed_weight(scheme, module, stored, rows, shape).dequantise()
 
     return Packed(parts, shape, dtype or torch.float32, read_rows)
 
 
-def _packed_weight(scheme: Scheme, module: str, stored: Read, rows: slice, shape: Shape, scale: Tensor) -> PackedWeight:
+def _packed_weight(scheme: Scheme, module: str, stored: Read, rows: slice, shape: Shape) -> PackedWeight:
+    scale = stored(module + SCALE, rows)
     if scheme.kind == "int4":
         packed = stored(module + PACKED, rows).view(torch.uint8)
         zero = None

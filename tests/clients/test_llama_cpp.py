@@ -1,4 +1,4 @@
-"""llama.cpp on our GGUF files, at more length than tests/tools/test_gguf_llama_cpp.py: every way of splitting text, every kind."""
+"""llama.cpp on our GGUF files, more than tests/tools/test_gguf_llama_cpp.py: every way of splitting text, every kind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 import tiny_house
 import tokenizers
 import torch
-from family_shapes import SHAPES, model_of
+from family_shapes import model_of
+from mxfp4_directory import packed_in_mxfp4
 
 import grist_model
 from grist_data import Tokenizer
@@ -96,16 +97,15 @@ def test_kinds_are_as_close_as_their_bits_allow(tmp_path, family):
     assert medians["q8_0"] < medians["q4_0"]
 
 
-def test_the_published_setting_of_yarn_differs_as_the_warning_says(tmp_path):
-    """GPT-OSS's ramp is not rounded; llama.cpp's is."""
-    model = model_of("gpt_oss", "yarn")
-    assert SHAPES["gpt_oss"]["yarn"]["yarn"].truncate is False
-    grist_model.save(model, tmp_path / "model", tiny_house.tokenizer(400))
-    written = write_gguf(tmp_path / "model", tmp_path / "model.gguf", "f32")
-    server = LlamaCpp(written.path, 512)
-    ids = tiny_house.random_ids(1, 96, 390)[0].tolist()
+@pytest.mark.parametrize(("kind", "median"), [("f32", 1e-6), ("f16", 2e-2)])
+def test_experts_that_came_in_mxfp4_compute_what_ours_do(tmp_path, kind, median):
+    """Packed, their inputs are rounded to 8 bits there."""
+    grist_model.save(model_of("gpt_oss", "yarn, truncated"), tmp_path / "model", tiny_house.tokenizer(400))
+    packed_in_mxfp4(tmp_path / "model")
+    model = grist_model.load(tmp_path / "model", dtype=torch.float32)
+    ids = tiny_house.random_ids(1, 96, 390, seed=5)[0].tolist()
     with torch.no_grad():
         ours = model(torch.tensor([ids]))[0].log_softmax(-1)
-    assert float((server.log_probabilities(ids[:1]) - ours[0]).abs().max()) < 1e-3
-    assert float((server.log_probabilities(ids) - ours[-1]).abs().max()) > 0.05
-    assert any("rounds the ends" in warning for warning in written.warnings)
+    server = LlamaCpp(write_gguf(tmp_path / "model", tmp_path / "model.gguf", kind).path, 512)
+    found = [kl_divergence(ours[n - 1], server.log_probabilities(ids[:n])) for n in range(1, 96, 5)]
+    assert statistics.median(found) < median, found

@@ -1,5 +1,5 @@
-"""Faults that happen to long runs, done to a short one: it goes on to the losses of a run that nothing happened to, or ends with a
-verdict and an exit code.
+"""Faults that happen to long runs, done to a short one: it goes on to the losses of a run that nothing happened to, or ends
+with a verdict and an exit code.
 
 GRIST_FAULT_SEEDS=20 kills twenty runs at random steps instead of two.
 """
@@ -28,11 +28,10 @@ KILLS = int(os.environ.get("GRIST_FAULT_SEEDS", "2"))
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The folder of run.yaml, with a run `tiny` on two ranks that nothing happened to."""
+    """The folder of run.yaml, with a run `tiny` on two ranks that nothing happened to, up to STEPS: what a run does at its
+    end (held-out figures, the portable model) is not what is tested."""
     folder = tmp_path_factory.mktemp("faults")
-    config = write_run(
-        folder, steps=STEPS, checkpoint={"every": EVERY}, evaluate={"every": 0}, sample={"prompts": []}
-    )
+    config = write_run(folder, steps=STEPS + 1, stop_at=STEPS, checkpoint={"every": EVERY}, evaluate={"every": 0})
     train(config, processes=2)
     return folder
 
@@ -60,7 +59,7 @@ class Running:
     def wait(self, condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
-            assert self.process.poll() is None, f"ended early: {self.process.stderr.read()[-4000:]}"
+            assert self.process.poll() is None, f"ended early: {self.end()[-4000:]}"
             assert time.monotonic() < deadline, "timed out"
             time.sleep(0.005)
 
@@ -73,7 +72,7 @@ class Running:
 
 
 def resumed_at(said: str) -> int:
-    (step,) = re.findall(rf"resuming at step (\d+) of {STEPS}", said)
+    (step,) = re.findall(r"resuming at step (\d+) of", said)
     return int(step)
 
 
@@ -116,7 +115,7 @@ def test_a_signal_to_the_launcher_saves_and_says_that_the_run_can_go_on(undistur
     said = running.end()
     assert running.process.returncode == ExitCode.STOPPED, said[-4000:]
     reached = max(losses(undisturbed, "told"))
-    assert f"SIGTERM: saved step {reached} of {STEPS}" in said
+    assert f"SIGTERM: saved step {reached} of" in said
     again = train(undisturbed / "run.yaml", "--name", "told", processes=2)
     assert resumed_at(again.stderr) == reached
     assert losses(undisturbed, "told") == losses(undisturbed)
@@ -176,4 +175,5 @@ def test_no_time_to_save_then_damaged_files_then_no_room(undisturbed):
 
     again = train(config, *options)
     assert resumed_at(again.stderr) == whole
-    assert losses(undisturbed, "unlucky") == pytest.approx(losses(undisturbed), rel=1e-5)
+    train(config, "--name", "alone")
+    assert losses(undisturbed, "unlucky") == losses(undisturbed, "alone")

@@ -18,6 +18,7 @@ from grist_eval.__main__ import chosen_tasks, main
 from grist_eval.bits_per_byte import bits_per_byte
 from grist_eval.environment import pick_device, sha256
 from grist_eval.tasks import TASKS
+from grist_tools.bench_eval_rows import write_rows
 
 
 def run(model_directory, tmp_path, *arguments) -> tuple[int, dict | None]:
@@ -85,11 +86,19 @@ def test_another_tokenizer_is_refused_with_both_hashes(dataset_directory, tmp_pa
         (["--tasks", "samples", "--sample-tokens", "0"], "--sample-tokens must be at least 1"),
         (["--tasks", "samples", "--device", "quantum"], "unknown device 'quantum'"),
         (["--tasks", "bits_per_byte", "--data", "/nowhere"], "/nowhere"),
+        (["--tasks", "piqa", "--task-data", "piqa=/nowhere"], "no such file of rows: /nowhere"),
+        (
+            ["--tasks", "piqa", "--task-data", "sciq=/nowhere"],
+            "neither a folder nor TASK=FILE with a task that was asked",
+        ),
+        (["--tasks", "piqa", "--task-data", "{here}"], "there is no file of piqa, such as piqa.jsonl"),
+        (["--tasks", "piqa", "--limit", "0"], "limit must be at least 1, but is 0"),
+        (["--tasks", "humaneval"], "pass --allow-code-execution"),
     ],
 )
 def test_bad_options_are_told(model_directory, tmp_path, capsys, arguments, message):
     out = tmp_path / "report.json"
-    arguments = [str(model_directory), "--out", str(out), *arguments]
+    arguments = [str(model_directory), "--out", str(out), *(each.format(here=tmp_path) for each in arguments)]
     assert main(arguments if "--device" in arguments else [*arguments, "--device", "cpu"]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
@@ -116,6 +125,36 @@ def test_numbers_are_printed_even_when_they_cannot_be_written(model_directory, t
     captured = capsys.readouterr()
     assert "samples" in captured.out
     assert "No space left" in captured.err
+
+
+def test_questions_stand_beside_other_tasks(model_directory, tmp_path, capsys):
+    rows = tmp_path / "rows"
+    for name in ("winogrande", "gsm8k", "mbpp"):
+        write_rows(rows, name, 3)
+    arguments = ["--tasks", "winogrande,samples,gsm8k,mbpp", "--sample-tokens", 2, "--task-data", rows, "--shots", 0]
+    arguments += ["--answer-tokens", 3, "--allow-code-execution", "--cache", tmp_path / "cache"]
+    status, report = run(model_directory, tmp_path, *arguments)
+    assert status == 0
+    assert report is not None
+    assert list(report["tasks"]) == ["winogrande", "samples", "gsm8k", "mbpp"]
+    assert report["tasks"]["mbpp"]["pass_at_1"] == 0
+    assert report["core"] == pytest.approx(report["tasks"]["winogrande"]["centred"] / 3)
+    printed = capsys.readouterr().out
+    assert f"CORE over 3 task(s): {report['core']:.4f}" in printed
+    assert "strict_match" in printed
+    table = (tmp_path / "report.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in table[2:5]] == ["winogrande", "gsm8k", "mbpp"]
+    again = run(model_directory, tmp_path, *arguments)[1]
+    assert again is not None
+    assert again["tasks"]["gsm8k"]["rows_sha256"] == report["tasks"]["gsm8k"]["rows_sha256"]
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_rows_of_a_task_are_in_one_file(model_directory, tmp_path, capsys):
+    for kind in ("jsonl", "parquet"):
+        (tmp_path / f"piqa.{kind}").touch()
+    assert run(model_directory, tmp_path, "--tasks", "piqa", "--task-data", tmp_path)[0] == 2
+    assert "both piqa.jsonl and piqa.parquet are there; name one, piqa=FILE" in capsys.readouterr().err
 
 
 def test_tasks_are_run_once_and_in_order():

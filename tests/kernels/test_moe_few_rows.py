@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from assertions import assert_close
+from native_setting import without_native  # noqa: F401
 
 from grist_kernels import moe
 from grist_kernels.moe import few_rows, pytorch_fast, reference
+
+pytestmark = pytest.mark.usefixtures("without_native")
 
 
 def _inputs(T: int, A: int, E: int = 40, D: int = 24, F: int = 10):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from native_setting import natively, without_native  # noqa: F401
 
 from grist_kernels import backend
 from grist_model import products
@@ -27,6 +28,7 @@ def multiplied(monkeypatch) -> list[tuple[int, ...]]:
     return seen
 
 
+@pytest.mark.usefixtures("without_native")
 @pytest.mark.parametrize("shape", [(1, 1, 300), (300,), (2, 1, 300), (3, 300), (1, 9, 300), (32, 1, 300)])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_products_are_those_of_float64(no_gradients, multiplied, shape, has_bias):
@@ -44,6 +46,7 @@ def test_products_are_those_of_float64(no_gradients, multiplied, shape, has_bias
     assert (got - exact).abs().max() <= 4 * (usual - exact).abs().max()
 
 
+@pytest.mark.usefixtures("without_native")
 def test_what_does_not_fit_runs_as_it_always_did(no_gradients, multiplied, monkeypatch):
     weight, x = torch.randn(257, 300), torch.randn(1, 300)
     with torch.enable_grad():
@@ -76,3 +79,17 @@ def test_prompts_go_to_onednn(no_gradients, multiplied, has_bias):
     got = layer(x)
     assert multiplied == []
     assert (got - exact).abs().max() <= 4 * (usual - exact).abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_rows_go_to_the_native_kernel(natively, monkeypatch, dtype):  # noqa: F811
+    weight, seen = torch.randn(257, 300).to(dtype), []
+    whole = products.native.linear
+    monkeypatch.setattr(products.native, "linear", lambda x, *given: (seen.append(tuple(x.shape)), whole(x, *given))[1])
+    for shape in [(300,), (2, 4, 300), (9, 300), (0, 300)]:
+        x = torch.randn(shape).to(dtype)
+        exact = F.linear(x.double(), weight.double())
+        torch.testing.assert_close(products.linear(x, weight).double(), exact, rtol=1e-2, atol=0.1)
+    with torch.enable_grad():
+        products.linear(torch.randn(1, 300).to(dtype), weight)
+    assert seen == [(300,), (2, 4, 300)]

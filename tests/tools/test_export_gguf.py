@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 
@@ -11,6 +10,7 @@ import pytest
 import tiny_house
 import torch
 from family_shapes import SHAPES, model_of
+from mxfp4_directory import packed_in_mxfp4
 from safetensors.torch import load_file, save_file
 
 import grist_model
@@ -21,6 +21,7 @@ from grist_tools.export_gguf import KINDS, write_gguf
 from grist_tools.gguf_metadata import model_metadata
 from grist_tools.gguf_names import gguf_tensors
 from grist_tools.gguf_verify import verify_gguf
+from grist_tools.quantize import quantise_mxfp4
 
 gguf = pytest.importorskip("gguf")
 
@@ -67,20 +68,6 @@ def keys_of(path):
     return {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
 
 
-def packed_in_mxfp4(directory, seed=0):
-    """Experts of a directory in GPT-OSS's layout replaced by random ones in MXFP4, as OpenAI publishes them."""
-    path, draw = directory / "model.safetensors", torch.Generator().manual_seed(seed)
-    tensors = load_file(path)
-    for name in [name for name in tensors if name.endswith("_proj") and "experts" in name]:
-        E, inputs, outputs = tensors.pop(name).shape
-        tensors[f"{name}_blocks"] = torch.randint(256, (E, outputs, inputs // 32, 16), generator=draw).to(torch.uint8)
-        tensors[f"{name}_scales"] = torch.randint(118, 124, (E, outputs, inputs // 32), generator=draw).to(torch.uint8)
-    save_file(tensors, path, metadata={"format": "pt"})
-    config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "mxfp4"}}))
-    return tensors
-
-
 @pytest.mark.parametrize("family", SHAPES)
 def test_every_kind_of_every_family_is_written_and_verified(tmp_path, tokenizer, family):
     shape = SHAPES[family]["plain"] | {"layers": 1}
@@ -89,7 +76,7 @@ def test_every_kind_of_every_family_is_written_and_verified(tmp_path, tokenizer,
     sizes = []
     for kind in KINDS:
         if kind == "mxfp4" and not shape.get("experts"):
-            with pytest.raises(ValueError, match="mxfp4 is for experts, and .* has none"):
+            with pytest.raises(ValueError, match=r"mxfp4 is for experts, and .* has none"):
                 write_gguf(directory, tmp_path / "mxfp4.gguf", kind)
             continue
         done = write_gguf(directory, tmp_path / f"{kind}.gguf", kind)
@@ -181,11 +168,15 @@ def test_keys_say_what_the_model_is(saved, tmp_path):
 
 def test_vectors_norms_routers_and_positions_stay_float32(saved, tmp_path):
     directory, _ = saved("qwen3_moe")
-    types = {name: kind for name, (kind, _) in tensors_of(write_gguf(directory, tmp_path / "a.gguf", "q4_0").path).items()}
+    types = {
+        name: kind for name, (kind, _) in tensors_of(write_gguf(directory, tmp_path / "a.gguf", "q4_0").path).items()
+    }
     assert types["blk.0.ffn_gate_inp.weight"] == types["blk.0.attn_q_norm.weight"] == "F32"
     assert types["blk.0.attn_q.weight"] == types["blk.0.ffn_up_exps.weight"] == "Q4_0"
     assert types["token_embd.weight"] == types["output.weight"] == "Q8_0"
-    types = {name: kind for name, (kind, _) in tensors_of(write_gguf(directory, tmp_path / "b.gguf", "mxfp4").path).items()}
+    types = {
+        name: kind for name, (kind, _) in tensors_of(write_gguf(directory, tmp_path / "b.gguf", "mxfp4").path).items()
+    }
     assert types["blk.0.attn_q.weight"] == "Q8_0"
     assert types["blk.0.ffn_up_exps.weight"] == "MXFP4"
 
@@ -198,7 +189,9 @@ def test_experts_in_mxfp4_are_taken_over_bit_for_bit(saved, tmp_path, kind):
     for layer in (0, 3):
         prefix = f"model.layers.{layer}.mlp.experts."
         numbers = {
-            which: dequantise_mxfp4(stored[f"{prefix}{which}_proj_blocks"], stored[f"{prefix}{which}_proj_scales"]).numpy()
+            which: dequantise_mxfp4(
+                stored[f"{prefix}{which}_proj_blocks"], stored[f"{prefix}{which}_proj_scales"]
+            ).numpy()
             for which in ("gate_up", "down")
         }
         expected = {"gate": numbers["gate_up"][:, ::2], "up": numbers["gate_up"][:, 1::2], "down": numbers["down"]}
@@ -206,6 +199,14 @@ def test_experts_in_mxfp4_are_taken_over_bit_for_bit(saved, tmp_path, kind):
             type, written = found[f"blk.{layer}.ffn_{which}_exps.weight"]
             assert type == ("F32" if kind == "f32" else "MXFP4")
             assert np.array_equal(written, values), which
+
+
+def test_mxfp4_has_the_numbers_of_the_same_scheme_elsewhere(saved, tmp_path):
+    directory, model = saved("qwen3_moe")
+    found = tensors_of(write_gguf(directory, tmp_path / "model.gguf", "mxfp4").path)
+    down = model.state_dict()["blocks.0.mlp.experts.w_down"].transpose(1, 2)
+    expected = quantise_mxfp4(down).dequantise(torch.float32).numpy()
+    assert np.array_equal(found["blk.0.ffn_down_exps.weight"][1], expected)
 
 
 def test_rows_that_are_no_multiple_of_a_block_are_kept_in_f16_and_named(tmp_path, tokenizer):
@@ -248,7 +249,9 @@ def test_a_file_that_reads_back_otherwise_is_not_published(saved, tmp_path, monk
                 yield data
 
         monkeypatch.setattr(export_gguf, "encoded", damaged)
-        message = r"blk\.2\.ffn_down\.weight, from blocks\.2\.mlp\.down\.weight .* is off by up to .* more than Q8_0 rounds"
+        message = (
+            r"blk\.2\.ffn_down\.weight, from blocks\.2\.mlp\.down\.weight .* is off by up to .* more than Q8_0 rounds"
+        )
     elif fault == "a tensor":
         monkeypatch.setattr(export_gguf, "gguf_tensors", lambda source: gguf_tensors(source)[:-1])
         message = r"tensors missing or left over: \['output\.weight'\]"
@@ -294,7 +297,7 @@ def test_values_that_are_not_finite_are_refused_by_name(saved, tmp_path):
 def test_settings_of_our_own_are_refused_with_the_reason_of_each_family(tmp_path, tokenizer):
     shape = SHAPES["llama"]["plain"] | {"logit_softcap": 30.0}
     grist_model.save(grist_model.build(ModelConfig(**shape)), tmp_path / "model", tokenizer)
-    with pytest.raises(ValueError, match="no architecture of llama.cpp has") as error:
+    with pytest.raises(ValueError, match=r"no architecture of llama\.cpp has") as error:
         write_gguf(tmp_path / "model", tmp_path / "model.gguf")
     lines = str(error.value).splitlines()[1:]
     assert len(lines) == 7
@@ -331,13 +334,12 @@ def test_a_missing_package_is_told(saved, tmp_path, monkeypatch):
         write_gguf(directory, tmp_path / "model.gguf")
 
 
-def test_what_differs_in_llama_cpp_is_warned_of(tmp_path, tokenizer, caplog):
+def test_what_differs_in_llama_cpp_is_warned_of(tmp_path, tokenizer):
     shape = SHAPES["gpt_oss"]["yarn"]
     grist_model.save(grist_model.build(ModelConfig(**shape)), tmp_path / "model", tokenizer)
     done = write_gguf(tmp_path / "model", tmp_path / "model.gguf")
     (warning,) = done.warnings
     assert "llama.cpp rounds the ends of YaRN's ramp" in warning
-    assert warning in caplog.text
 
 
 def test_llama3_factors_are_those_of_the_rotation(tmp_path, tokenizer):

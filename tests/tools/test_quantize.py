@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -103,7 +104,7 @@ def codes_of(packed: Mxfp4Weight) -> list[int]:
 
 def awkward_blocks() -> torch.Tensor:
     """Every value of E2M1 and every tie, on both sides of each, with both signs, at every scale; zeros; the ends of float32."""
-    ties = [(a + b) / 2 for a, b in zip(E2M1, E2M1[1:], strict=False)]
+    ties = [(a + b) / 2 for a, b in itertools.pairwise(E2M1)]
     near = [float(np.nextafter(np.float32(t), np.float32(s))) for t in ties for s in (0, 9)]
     values = [*E2M1, *ties, *near, 6.5, 7.0, 7.9999995]
     rows = []

@@ -87,7 +87,7 @@ def test_bad_groups_types_and_values_are_refused():
         quantise_int4(torch.zeros(2, 192), 128)
     with pytest.raises(ValueError, match="groups of 128 do not divide 40 inputs: int8 and fp8 have no groups"):
         quantise_int4(torch.zeros(2, 40), 128)
-    with pytest.raises(ValueError, match="float32 or torch.bfloat16, but is torch.float16"):
+    with pytest.raises(ValueError, match=r"float32 or torch\.bfloat16, but is torch\.float16"):
         quantise_int4(torch.zeros(2, 128), scale_type=torch.float16)
     with pytest.raises(ValueError, match="int4: the weight has values that are not finite"):
         quantise_int4(torch.full((2, 128), math.nan))

@@ -16,7 +16,9 @@ from grist_train.config import ComputeConfig
 from grist_train.distributed import shard
 from grist_train.expert_cut import dimension, held, ranks_of
 
-GPT_OSS = {experts: [(experts, 2880, 5760), (experts, 2880, 2880), (experts, 5760), (experts, 2880)] for experts in (32, 128)}
+GPT_OSS = {
+    experts: [(experts, 2880, 5760), (experts, 2880, 2880), (experts, 5760), (experts, 2880)] for experts in (32, 128)
+}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """EleutherAI's lm_eval on local rows, without a network: the same tasks on a model directory, by transformers or by ours.
 
-    task files of lm_eval, with the rows of another place put in -> its own prompts, requests and metrics -> one dict a row
+task files of lm_eval, with the rows of another place put in -> its own prompts, requests and metrics -> one dict a row
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from grist_eval.tasks import ROW_TASKS
 
-# Names of lm_eval's that differ from ours: none. Where its file of a task lies, below lm_eval/tasks.
+# Where lm_eval's file of a task lies, below lm_eval/tasks.
 _FILES = {
     "hellaswag": "hellaswag/hellaswag.yaml",
     "arc_easy": "arc/arc_easy.yaml",
@@ -84,7 +84,7 @@ def evaluate(
             log_samples=True,
             **options,
         )
-        samples = [sample for task in files for sample in report["samples"][task]]
+        samples = [{**sample, "task": task} for task in files for sample in report["samples"][task]]
         found[name] = _by_row(samples, [place for places in files.values() for place in places])
     return found
 
@@ -106,7 +106,9 @@ def _task_files(name: str, rows: Path, examples: Path, work: Path) -> dict[str, 
         for split, path in parts.items():
             files[split] = work / f"{subject}.{split}.jsonl"
             files[split].write_text("".join(line for line in _lines(path) if json.loads(line)["subject"] == subject))
-        description = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
+        description = (
+            f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
+        )
         _write_task(work, f"local_mmlu_{subject}", base, files, description)
         found[f"local_mmlu_{subject}"] = [
             at for at, line in enumerate(_lines(rows)) if json.loads(line)["subject"] == subject
@@ -137,7 +139,7 @@ def _by_row(samples: list[dict[str, Any]], places: list[int]) -> list[dict[str, 
     order: dict[tuple[str, int], int] = {}
     found: dict[int, dict[str, Any]] = {}
     for sample in samples:
-        key = (sample["target"] if False else str(sample["doc"]), sample["doc_id"])
+        key = (sample["task"], sample["doc_id"])
         at = places[order.setdefault(key, len(order))]
         row = found.setdefault(at, {"metrics": {}})
         for metric in sample["metrics"]:

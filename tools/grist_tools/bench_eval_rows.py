@@ -14,9 +14,11 @@ from typing import Any
 Row = dict[str, Any]
 
 _NOUNS = """mill wheel river stone grain flour sack baker oven bridge farmer cart horse valley winter harvest market lantern
-ladder roof beam rope barrel cellar window garden fence orchard apple spring meadow shepherd wool loom weaver cloth needle thread
-candle table letter teacher pupil slate chalk school bell tower clock gear axle lever pulley engine boiler steam valve pipe well
-bucket pump field furrow plough seed rain cloud wind sail harbour boat net fisher salt copper iron hammer anvil forge""".split()
+ladder roof beam rope barrel cellar window garden fence orchard apple spring
+meadow shepherd wool loom weaver cloth needle thread candle table letter
+teacher pupil slate chalk school bell tower clock gear axle lever pulley engine boiler steam valve pipe
+well bucket pump field furrow plough seed rain cloud wind sail harbour boat net fisher salt
+copper iron hammer anvil forge""".split()
 _VERBS = """turns carries lifts holds follows drives fills empties repairs watches measures weighs grinds pulls pushes crosses
 reaches leaves opens closes mends paints counts sells buys stores cools warms cuts joins lowers""".split()
 _QUALITIES = """old heavy narrow bright quiet cold dry broken wooden round tall early slow sharp smooth empty full distant
@@ -142,7 +144,9 @@ def _lambada(write: _Writer, number: int) -> Row:
 
 def _gsm8k(write: _Writer, number: int) -> Row:
     a, b = write.draw.randint(2, 90), write.draw.randint(2, 90)
-    asked = f"A {write.noun()} holds {a} sacks and gets {b} more {write.draw.choice(_PLACES)}. How many sacks are there?"
+    asked = (
+        f"A {write.noun()} holds {a} sacks and gets {b} more {write.draw.choice(_PLACES)}. How many sacks are there?"
+    )
     return {"question": asked, "answer": f"There are {a} + {b} = <<{a}+{b}={a + b}>>{a + b} sacks.\n#### {a + b}"}
 
 

@@ -37,6 +37,14 @@ class Exported:
     agreement: Agreement | None
     notes: tuple[str, ...] = ()
 
+    @property
+    def same_best_token(self) -> float | None:
+        return None if self.agreement is None else self.agreement.same_best_token
+
+    @property
+    def largest_logit_change(self) -> float | None:
+        return None if self.agreement is None else self.agreement.largest_logit_change
+
 
 def export(source: str | Path, out: str | Path, format: str, options: Options | None = None) -> Exported:
     """Convert the model in `source` and publish it as `out`.

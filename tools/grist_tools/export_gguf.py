@@ -6,7 +6,6 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,15 +19,13 @@ from grist_tools.gguf_source import Source, open_source
 from grist_tools.gguf_tokenizer import tokenizer_metadata
 from grist_tools.gguf_values import FILE_TYPES, encoded, misses_blocks, size_in_bytes, type_of
 
-_log = logging.getLogger(__name__)
-
 KINDS = tuple(FILE_TYPES)
 _ALIGNMENT = 32  # bytes; what a file without general.alignment has
 
 
 class GgufFile(NamedTuple):
     """bits_per_weight: of all tensors, over all their numbers. kept_f16: tensors whose rows are no multiple of a block.
-    warnings: in what llama.cpp will differ; they were logged too."""
+    warnings: in what llama.cpp will differ, for the caller to show."""
 
     path: Path
     bytes: int
@@ -73,8 +70,6 @@ def write_gguf(source: Path, out: Path, kind: str = "f16", pre_tokenizer: str | 
             file.flush()
             compare(Path(file.name), opened, pre_tokenizer)
         warnings = [*model_warnings(opened), *warnings]
-        for warning in warnings:
-            _log.warning("%s: %s", out, warning)
         kept = tuple(t.name for t in tensors if misses_blocks(t, kind.upper()) and type_of(t, kind, opened) == "F16")
         numbers = sum(prod(tensor.shape) for tensor in tensors)
     return GgufFile(out, out.stat().st_size, 8 * total / numbers, len(tensors), kept, tuple(warnings))

@@ -46,8 +46,8 @@ def model_warnings(source: Source) -> list[str]:
     found = [_rounding(config), _betas(config)]
     if "attention.sliding_window_pattern" in (_windows(config) if source.family == "gpt_oss" else {}):
         found.append(
-            "other layers slide than in GPT-OSS (attention.sliding_window_pattern): a llama.cpp that is older than this key would"
-            " pass over it; release 11549 reads it"
+            "other layers slide than in GPT-OSS (attention.sliding_window_pattern): a llama.cpp older than this key would pass"
+            " over it; release 11549 reads it"
         )
     if config.activation == "gelu":
         found.append("llama.cpp computes GELU by tanh, this model by erf: its logits differ by about a thousandth")

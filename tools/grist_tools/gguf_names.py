@@ -18,27 +18,27 @@ Box = tuple[tuple[int, int], ...]
 @dataclass(frozen=True)
 class Architecture:
     """name: general.architecture. neighbours: rotates neighbouring columns of a head, so rows of q and k are reordered.
-    shares_embedding: reads a file without output.weight as tied. rope_factors: reads rope_freqs.weight. biases: which of ours
-    it reads, of attention ("q") and of feed-forward layers ("mlp"). router_weights: the one way of ours that is built in.
+    shares_embedding: reads a file without output.weight as tied. rope_factors: reads rope_freqs.weight. attention_biases:
+    reads them. router_weights: the one way of ours that is built in.
     """
 
     name: str
     neighbours: bool = False
     shares_embedding: bool = True
     rope_factors: bool = False
-    biases: tuple[str, ...] = ()
+    attention_biases: bool = False
     router_weights: str = "chosen"
 
 
-_LLAMA = Architecture("llama", neighbours=True, rope_factors=True, biases=("q", "mlp"))
+_LLAMA = Architecture("llama", neighbours=True, rope_factors=True, attention_biases=True)
 ARCHITECTURES = {
     "llama": _LLAMA,
     "mixtral": _LLAMA,
     "qwen3": Architecture("qwen3"),
     "qwen3_moe": Architecture("qwen3moe"),
     "olmoe": Architecture("olmoe", shares_embedding=False, router_weights="all"),
-    "gpt2": Architecture("gpt2", biases=("q", "mlp")),
-    "gpt_oss": Architecture("gpt-oss", shares_embedding=False, biases=("q", "mlp")),
+    "gpt2": Architecture("gpt2", attention_biases=True),
+    "gpt_oss": Architecture("gpt-oss", shares_embedding=False, attention_biases=True),
 }
 
 
@@ -70,7 +70,7 @@ def unfit(family: str, config: ModelConfig) -> str | None:
     needs = {
         "no dynamic rope_scaling": scaling != "dynamic",
         "no llama3 rope_scaling": scaling != "llama3" or architecture.rope_factors,
-        "no attention biases": not config.attention_bias or "q" in architecture.biases,
+        "no attention biases": not config.attention_bias or architecture.attention_biases,
         f"router_weights {architecture.router_weights}": not config.experts
         or config.router_weights == architecture.router_weights,
         "no windows": family == "gpt_oss" or not any(sliding_layers(config)),

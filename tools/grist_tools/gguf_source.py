@@ -66,14 +66,9 @@ def numbers(source: Source, name: str, box: tuple[tuple[int, int], ...]) -> np.n
     return target.numpy()
 
 
-def mxfp4_rows(source: Source, name: str, box: tuple[tuple[int, int], ...]) -> np.ndarray:
-    """One expert's matrix in MXFP4, bit for bit, in ggml's order of bytes: uint8 (rows out, blocks of 32 in * 17).
-
-    GPT-OSS's file has a row for every output, gate and up in turn, and a byte of a block holds the elements 2j (low half) and
-    2j + 1; ggml's has the block's scale first, and a byte holds the elements j and j + 16.
-    """
-    import numpy as np
-
+def stored_mxfp4(source: Source, name: str, box: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """One expert's matrix in MXFP4 bit for bit, as `mxfp4_bytes`. GPT-OSS's file has a row for every output, gate and up in
+    turn."""
     hf_name, expert = source.weights.layout.of_ours[name][0].hf_name, slice(*box[0])
     blocks, scales = (
         file.read(stored, expert)[0].numpy()
@@ -82,6 +77,16 @@ def mxfp4_rows(source: Source, name: str, box: tuple[tuple[int, int], ...]) -> n
     if name.endswith("w_gate_up"):
         of_half = slice(0 if box[2][0] == 0 else 1, None, 2)
         blocks, scales = blocks[of_half], scales[of_half]
+    return mxfp4_bytes(blocks, scales)
+
+
+def mxfp4_bytes(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """blocks (out, in / 32, 16), scales (out, in / 32) uint8 -> (out, in / 32 * 17) in ggml's order of bytes.
+
+    Here a byte holds elements 2j (low half) and 2j + 1; ggml's block begins with its scale, and a byte holds j and j + 16.
+    """
+    import numpy as np
+
     codes = np.stack([blocks & 0x0F, blocks >> 4], axis=-1).reshape(*scales.shape, 32)
     halves = codes[..., :16] | (codes[..., 16:] << 4)
     return np.concatenate([scales[..., None], halves], axis=-1).reshape(len(scales), -1)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from grist_tools.gguf_names import GgufTensor, Part
-from grist_tools.gguf_source import Source, numbers, mxfp4_rows
+from grist_tools.gguf_source import Source, mxfp4_bytes, numbers, stored_mxfp4
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +35,9 @@ def type_of(tensor: GgufTensor, kind: str, source: Source) -> str:
     wanted = kind.upper()
     if experts and source.is_mxfp4(tensor.parts[0].name):
         wanted = "MXFP4"
-    elif (kind == "mxfp4" and not experts) or (kind == "q4_0" and tensor.name in ("token_embd.weight", "output.weight")):
+    elif (kind == "mxfp4" and not experts) or (
+        kind == "q4_0" and tensor.name in ("token_embd.weight", "output.weight")
+    ):
         wanted = "Q8_0"
     return "F16" if misses_blocks(tensor, wanted) else wanted
 
@@ -77,16 +79,23 @@ def pieces(tensor: GgufTensor, source: Source) -> Iterator[tuple[Part | None, np
 def encoded(tensor: GgufTensor, type: str, source: Source) -> Iterator[np.ndarray]:
     """The bytes of a tensor, in order. Raises ValueError as `pieces`, and for numbers that F16 cannot hold."""
     import numpy as np
+    import torch
     from gguf import GGMLQuantizationType, quants
+
+    from grist_tools.quantize import quantise_mxfp4
 
     if type == "MXFP4" and source.is_mxfp4(tensor.parts[0].name):
         for part in tensor.parts:
-            yield mxfp4_rows(source, part.name, part.box)
+            yield stored_mxfp4(source, part.name, part.box)
         return
     for _, values in pieces(tensor, source):
         if type == "F16" and np.abs(values).max() > np.finfo(np.float16).max:
             raise ValueError(f"{tensor.name} has values over 65,504, which f16 cannot hold: export as bf16 or q8_0")
-        yield quants.quantize(values, GGMLQuantizationType[type])
+        if type == "MXFP4":  # the numbers of `--format mxfp4`, and four times as fast as by the gguf package
+            packed = quantise_mxfp4(torch.from_numpy(values))
+            yield mxfp4_bytes(packed.blocks.numpy(), packed.scales.numpy())
+        else:
+            yield quants.quantize(values, GGMLQuantizationType[type])
 
 
 def _in_steps(part: Part) -> Iterator[Part]:

@@ -29,7 +29,14 @@ _ERRORS = {
     "MXFP4": (0.0, 0.25),
 }
 # Besides, of what float16 (numbers and steps) and MXFP4's scale have no smaller unit for.
-_SMALLEST = {"F32": 0.0, "F16": 2.0**-25, "BF16": 2.0**-133, "Q8_0": 127 * 2.0**-25, "Q4_0": 2.0**-22, "MXFP4": 2.0**-125}
+_SMALLEST = {
+    "F32": 0.0,
+    "F16": 2.0**-25,
+    "BF16": 2.0**-133,
+    "Q8_0": 127 * 2.0**-25,
+    "Q4_0": 2.0**-22,
+    "MXFP4": 2.0**-125,
+}
 
 
 def verify_gguf(path: str | Path, source: str | Path, pre_tokenizer: str | None = None) -> None:
@@ -81,9 +88,7 @@ def _check_tensor(found: ReaderTensor, tensor: GgufTensor, type: str, source: So
 
     shape = tuple(reversed(found.shape.tolist()))
     if (found.tensor_type.name, shape) != (type, tensor.shape):
-        raise ValueError(
-            f"{path}: {tensor.name} is {found.tensor_type.name} {shape}, expected {type} {tensor.shape}"
-        )
+        raise ValueError(f"{path}: {tensor.name} is {found.tensor_type.name} {shape}, expected {type} {tensor.shape}")
     exact = type == "MXFP4" and source.is_mxfp4(tensor.parts[0].name)
     rows = found.data.reshape(-1, 1 if len(shape) == 1 else found.data.shape[-1])
     row = 0

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+from grist_tools.plan_recompute import recomputed_blocks
 from grist_tools.plan_roles import (
     ACTIVATIONS,
     COMMUNICATION,
@@ -27,7 +28,6 @@ from grist_tools.plan_roles import (
     SLACK,
     UPDATE,
 )
-from grist_tools.plan_recompute import recomputed_blocks
 
 if TYPE_CHECKING:
     from grist_model.config import ModelConfig

@@ -91,7 +91,6 @@ class Layout:
         return " ".join(found)
 
 
-
 def written(value: object) -> str:
     """What follows the name of a setting on the trainer's command line."""
     return f".every {value.every}" if isinstance(value, EveryBlocks) else f" {value}".lower()
@@ -111,8 +110,8 @@ def micro_batch(run: TrainConfig, gpus: int) -> tuple[int, int]:
     total, readers = run.batch.global_size, gpus // run.compute.context_parallel
     if readers < 1 or total % readers:
         raise ValueError(
-            f"batch.global_size {total} cannot be dealt out to {readers} GPUs evenly (those that share sequences count as one): "
-            "change one of them, or compute.context_parallel"
+            f"batch.global_size {total} cannot be dealt out to {readers} GPUs evenly (those that share sequences "
+            "count as one): change one of them, or compute.context_parallel"
         )
     share = total // readers
     micro = min(run.batch.micro_size or share, share)
@@ -151,7 +150,11 @@ def layouts(run: TrainConfig, own: Layout) -> list[Layout]:
             reshard_after_forward=reshard,
             reduce_every_micro_batch=every and number > 1,
         )
-        for (size, number, context_parallel), expert_parallel, replicate, checkpointing, reshard, every in itertools.product(
+        for (
+            size,
+            number,
+            context_parallel,
+        ), expert_parallel, replicate, checkpointing, reshard, every in itertools.product(
             _dealt(run, own),
             {1, *experts, own.expert_parallel},
             {1, *copies, own.replicate} - {0},

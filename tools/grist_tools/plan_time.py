@@ -193,7 +193,10 @@ def forward_flops(model: ModelConfig, sequence_length: int) -> ForwardFlops:
 
     D = model.width
     windows = [model.layer_window(layer) for layer in range(model.layers)]
-    attention, head = sum(attention_flops(model, sequence_length, window) for window in windows), 2.0 * model.vocab_size * D
+    attention, head = (
+        sum(attention_flops(model, sequence_length, window) for window in windows),
+        2.0 * model.vocab_size * D,
+    )
     experts = 2.0 * model.layers * 3 * D * model.expert_width * model.active_experts if model.experts else 0.0
     whole = flops_per_token(model, sequence_length) / 3
     return ForwardFlops(whole - attention - head - experts, experts, attention, head)

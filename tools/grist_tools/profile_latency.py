@@ -1,147 +1,43 @@
 """How fast a model answers: time to the first token, time between tokens, throughput, memory.
 
     python -m grist_tools.profile_latency runs/quickstart/model --batches 1,4 --prompts 32,128 --outputs 32
+    python -m grist_tools.profile_latency runs/quickstart/model --against transformers,llamacpp
+    python -m grist_tools.profile_latency --endpoint http://127.0.0.1:8000/v1 --model NAME --rate 4 --requests 100
 
 Every combination of batch, prompt and output length that fits the context is run greedily on random prompts, with the
-host waiting for each token as a reader would. One untimed repetition goes first.
+host waiting for each token as a reader would. One untimed repetition goes first. Decoding is held against the device's own
+copy speed and prefill against its matrix product (latency_roofline.py has the formulas); torch.profiler says where the
+time of the largest shape goes. --against runs other people's software on the same weights in the same run, in turns.
+
+--endpoint measures any server that speaks OpenAI's API instead, with requests that arrive at random (a Poisson process).
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Iterator
-from itertools import product
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-from tqdm import tqdm
-
-from grist_tools.console import fail, parser_for, run, size, table
+from grist_tools import endpoint
+from grist_tools.console import fail, parser_for, run
+from grist_tools.latency import (
+    OURS,
+    Contestant,
+    Row,
+    Shape,
+    figures,
+    grid,
+    in_turns,
+    memory_of,
+    ours,
+    random_prompts,
+    same_ids,
+)
+from grist_tools.latency_peers import PEERS
 from grist_tools.loading import add_model_options, open_model
-
-if TYPE_CHECKING:
-    import torch
-
-PERCENTILES = (50, 90, 99)
-
-
-class Shape(NamedTuple):
-    """One point of the grid: sequences at once, tokens of each prompt, tokens written after it."""
-
-    batch: int
-    prompt: int
-    output: int
-
-
-def grid(batches: list[int], prompts: list[int], outputs: list[int], context: int) -> list[Shape]:
-    """All combinations that fit the context.
-
-    Raises:
-        ValueError: none does.
-    """
-    shapes = [Shape(*each) for each in product(batches, prompts, outputs)]
-    fitting = [shape for shape in shapes if shape.prompt + shape.output <= context]
-    if not fitting:
-        raise ValueError(f"no prompt and output length fit together into the model's context of {context} tokens")
-    return fitting
-
-
-def run_once(model, ids_BT: torch.Tensor, output: int) -> list[float]:
-    """Seconds until each of the `output` tokens was known to the host, from the start of its own step."""
-    import torch
-
-    from grist_model.attention import KVCache
-
-    device = ids_BT.device
-    seconds = []
-    with torch.inference_mode():
-        _wait_for(device)
-        started = time.perf_counter()
-        cache = KVCache(model.config, ids_BT.shape[0], ids_BT.shape[1] + output, device=device)
-        new_BT = ids_BT
-        for _ in range(output):
-            new_BT = model(new_BT, cache=cache)[:, -1:].argmax(-1)
-            new_BT.tolist()  # what a reader waits for; it also waits for the device
-            now = time.perf_counter()
-            seconds.append(now - started)
-            started = now
-    return seconds
-
-
-def measure(model, shape: Shape, device: str, repetitions: int) -> dict[str, Any]:
-    """Latencies of one shape over some repetitions, and the memory that it took."""
-    import numpy as np
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    ids_BT = torch.randint(model.config.vocab_size, (shape.batch, shape.prompt), generator=generator).to(device)
-    _reset_peak(device)
-    run_once(model, ids_BT, shape.output)
-    runs = [run_once(model, ids_BT, shape.output) for _ in range(repetitions)]
-    first = median(run[0] for run in runs)
-    row: dict[str, Any] = {
-        **shape._asdict(),
-        "first_token_ms": 1e3 * first,
-        "prefill_tokens_per_second": shape.batch * shape.prompt / first,
-        "tokens_per_second": shape.batch * shape.output / median(sum(run) for run in runs),
-        **_memory(device),
-    }
-    between = [seconds for run in runs for seconds in run[1:]]
-    if between:
-        values = np.percentile(between, PERCENTILES)
-        row |= {f"between_tokens_p{p}_ms": 1e3 * float(v) for p, v in zip(PERCENTILES, values, strict=True)}
-        row["decode_tokens_per_second"] = shape.batch / median(between)
-    return row
-
-
-def _wait_for(device: torch.device) -> None:
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-def _reset_peak(device: str) -> None:
-    import torch
-
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _memory(device: str) -> dict[str, int]:
-    """The most that was in use: of the GPU since the last reset, or of this process since it started."""
-    import torch
-
-    if device.startswith("cuda"):
-        return {"peak_device_bytes": torch.cuda.max_memory_allocated(device)}
-    if device.startswith("mps"):
-        return {"device_bytes": torch.mps.current_allocated_memory()}
-    import resource
-
-    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"peak_process_bytes": kib if sys.platform == "darwin" else kib * 1024}
-
-
-def latency_table(rows: list[dict[str, Any]]) -> str:
-    header = ["batch", "prompt", "output", "first ms", "p50 ms", "p90 ms", "p99 ms", "tok/s", "decode tok/s", "memory"]
-
-    def cells(row: dict[str, Any]) -> Iterator[str]:
-        yield from (str(row[key]) for key in ("batch", "prompt", "output"))
-        yield f"{row['first_token_ms']:.2f}"
-        for p in PERCENTILES:
-            value = row.get(f"between_tokens_p{p}_ms")
-            yield "-" if value is None else f"{value:.2f}"
-        yield f"{row['tokens_per_second']:,.0f}"
-        decode = row.get("decode_tokens_per_second")
-        yield "-" if decode is None else f"{decode:,.0f}"
-        yield size(next(value for key, value in row.items() if key.endswith("_bytes")))
-
-    return table(header, [list(cells(row)) for row in rows])
 
 
 def numbers(text: str) -> list[int]:
@@ -152,46 +48,120 @@ def numbers(text: str) -> list[int]:
     return values
 
 
+def peers(text: str) -> list[str]:
+    """`transformers,vllm` as argparse reads it."""
+    names = list(dict.fromkeys(text.split(",")))
+    if strays := set(names) - PEERS.keys():
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(PEERS)}, got {', '.join(sorted(strays))}")
+    return names
+
+
 def parser() -> argparse.ArgumentParser:
     parser = parser_for("profile_latency", __doc__)
     add_model_options(parser)
+    next(action for action in parser._actions if action.dest == "directory").nargs = "?"  # --endpoint has no DIR
     parser.add_argument("--batches", type=numbers, default=[1, 4], metavar="N,N", help="(default: 1,4)")
     parser.add_argument("--prompts", type=numbers, default=[32, 128], metavar="N,N", help="(default: 32,128)")
     parser.add_argument("--outputs", type=numbers, default=[32], metavar="N,N", help="(default: 32)")
     parser.add_argument("--repetitions", type=int, default=5, help="timed, a shape (default: %(default)s)")
-    parser.add_argument("--out", metavar="JSON", help="file to write (default: latency.json beside DIR)")
+    parser.add_argument("--against", type=peers, default=[], metavar="A,B", help=f"some of {', '.join(PEERS)}")
+    parser.add_argument(
+        "--ops", type=int, default=6, help="rows of where the time goes; 0: none (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", metavar="JSON", help="file to write, and a PNG beside it (default: latency.json beside DIR)"
+    )
+    endpoint.add_options(parser)
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    from grist_eval.environment import provenance, write_json
-
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser().parse_args(given)
     try:
-        if options.repetitions < 1:
-            raise ValueError(f"--repetitions must be at least 1, got {options.repetitions}")
-        model, _, device = open_model(options)
-        shapes = grid(options.batches, options.prompts, options.outputs, model.config.context_length)
-        rows = [
-            measure(model, shape, device, options.repetitions)
-            for shape in tqdm(shapes, desc="shapes", leave=False, disable=None)
-        ]
-        print(latency_table(rows))
-        out = Path(options.out) if options.out else Path(options.directory).resolve().parent / "latency.json"
-        write_json(_report(options, model, device, provenance(device), rows), out)
-    except (ValueError, OSError) as error:
+        if (options.endpoint is None) == (options.directory is None):
+            raise ValueError("give a model directory, or --endpoint URL with --model NAME")
+        return endpoint.profile(options, given) if options.endpoint else _profile(options, given)
+    except (ValueError, OSError, ImportError) as error:
         return fail("profile_latency", error)
-    print(f"written to {out}")
+
+
+def _profile(options: argparse.Namespace, given: list[str]) -> int:
+    import torch
+
+    from grist_eval.environment import write_json
+    from grist_model.hub import local_directory
+    from grist_tools.latency_ops import breakdown, parts_table
+    from grist_tools.latency_peers import Setting, opened
+    from grist_tools.latency_text import draw, latency_table
+    from grist_tools.timing import ceilings
+
+    if options.repetitions < 1:
+        raise ValueError(f"--repetitions must be at least 1, got {options.repetitions}")
+    model, _, device = open_model(options)
+    shapes = grid(options.batches, options.prompts, options.outputs, model.config.context_length)
+    best = ceilings(device, getattr(torch, options.dtype))
+    memory = {shape: _memory(model, shape, device) for shape in shapes}  # before others share it
+    directory = local_directory(options.directory)
+    with ExitStack() as stack:
+        setting = Setting(directory, options.dtype, device, shapes, torch.get_num_threads())
+        others = opened(options.against, setting, stack)
+        rows = _rows(model, shapes, others, options.repetitions, best, memory)
+    print(latency_table(rows))
+    report = _report(options, given, model, device, rows)
+    report["ceilings"] = asdict(best)
+    if options.ops:
+        largest = max(shapes, key=lambda shape: shape.batch * (shape.prompt + shape.output))
+        parts = breakdown(model, largest, device, options.ops)
+        print(f"\nbatch {largest.batch}, prompt {largest.prompt}, output {largest.output}:\n{parts_table(parts)}")
+        report["operations"] = {"shape": largest._asdict()} | {
+            phase: [part._asdict() for part in found] for phase, found in parts.items()
+        }
+    out = Path(options.out) if options.out else Path(options.directory).resolve().parent / "latency.json"
+    write_json(report, out)
+    picture = out.with_suffix(".png")
+    draw(rows, f"{report['model']} in {options.dtype} on {report['device']}", picture)
+    print(f"written to {out} and {picture.name}")
     return 0
 
 
-def _report(options: argparse.Namespace, model, device: str, where: dict[str, Any], rows: list) -> dict[str, Any]:
+def _memory(model, shape: Shape, device: str) -> Row:
+    prompts, answer = random_prompts(shape, model.config.vocab_size), ours(model)
+    return memory_of(lambda: answer(prompts, shape.output), device)
+
+
+def _rows(
+    model, shapes: list[Shape], others: dict[str, Contestant], repetitions: int, best: Any, memory: dict[Shape, Row]
+) -> list[Row]:
+    """Of every shape ours, then the others, with the share of our ids that they wrote too."""
+    from tqdm import tqdm
+
+    from grist_tools.latency_roofline import prefill_flops, shares, step_bytes
+
+    contestants = {OURS: ours(model), **others}
+    rows = []
+    for shape in tqdm(shapes, desc="shapes", leave=False, disable=None):
+        prompts = random_prompts(shape, model.config.vocab_size)
+        answers = in_turns(contestants, prompts, shape.output, repetitions)
+        for name, found in answers.items():
+            row = figures(shape, found)
+            row |= shares(row, step_bytes(model, shape), prefill_flops(model, shape), best)
+            if others:
+                row = {"who": name, **row, "same_ids": same_ids(answers[OURS][0].ids, found[0].ids)}
+            rows.append(row | (memory[shape] if name == OURS else {}))
+    return rows
+
+
+def _report(options: argparse.Namespace, given: list[str], model, device: str, rows: list[Row]) -> dict[str, Any]:
     import torch
 
+    from grist_eval.environment import provenance
     from grist_kernels import describe
 
     return {
-        **where,
+        "what": "latency",
+        "command": ["python", "-m", "grist_tools.profile_latency", *given],
+        **provenance(device),
         "model": str(options.directory),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": options.dtype,

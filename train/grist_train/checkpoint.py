@@ -20,7 +20,6 @@ from typing import Any, Literal
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -34,6 +33,8 @@ from grist_train.checkpoint_files import (
     Writer,
     from_all,
     peers,
+    reason,
+    settled,
     sync_directory,
     write_json,
 )
@@ -44,6 +45,7 @@ from grist_train.guard import StorageError
 __all__ = ["CheckpointError", "Checkpoints", "write_json"]
 
 FORMAT = 2
+_ANOTHER = "another rank failed"
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Pending:
     """A checkpoint that is being written."""
 
     step: int
-    future: Future[None]
+    future: Future[str | None]
 
 
 @dataclass
@@ -65,6 +67,7 @@ class Checkpoints:
         keep_every: Checkpoints of multiples of this step are kept for good.
         verify: What is compared with the manifest before a checkpoint is loaded.
         max_failures: Writes in a row that may fail before `wait` raises.
+        pinned: Copy to page-locked memory that is kept; for CUDA.
     """
 
     directory: Path
@@ -74,6 +77,7 @@ class Checkpoints:
     keep_every: int | None = None
     verify: Literal["full", "size", "none"] = "full"
     max_failures: int = 3
+    pinned: bool = False
     pending: Pending | None = field(default=None, init=False)
     failures: int = field(default=0, init=False)
 
@@ -86,7 +90,7 @@ class Checkpoints:
             except OSError as error:
                 raise StorageError(f"checkpoints cannot be written to {self.directory}: {error}") from error
         barrier(self.world)
-        self._writer = Writer(self.world, self.asynchronous)
+        self._writer = Writer(self.world, self.asynchronous, self.pinned)
         self._verified: set[int] = set()
 
     def steps(self) -> list[int]:
@@ -110,17 +114,15 @@ class Checkpoints:
             shutil.rmtree(self._partial(step), ignore_errors=True)
         if sum_on_host([int(is_there)], self.world)[0]:
             return
-        future: Future[None] = Future()
-        copied: dict[str, Any] = {}
+        problem, copied = None, {}
         try:
             copied = self._writer.copy(_tensors(model, optimizers))
         except Exception as error:  # no host memory, say: the others must not wait for this rank in their threads
-            future.set_exception(error)
-        refused = sum_on_host([int(future.done())], self.world)[0]
-        if not refused:
+            problem = reason(error)
+        if sum_on_host([int(problem is not None)], self.world)[0]:
+            future = settled(problem or _ANOTHER)
+        else:
             future = self._writer.begin(self._partial(step), copied, {"format": FORMAT, "step": step, **state})
-        elif not future.done():
-            future.set_exception(CheckpointError("another rank could not copy its tensors"))
         self.pending = Pending(step, future)
 
     def poll(self) -> None:
@@ -149,7 +151,7 @@ class Checkpoints:
             shutil.rmtree(self._partial(pending.step), ignore_errors=True)
             kept = ", ".join(f"step-{s}" for s in self.steps()) or "none"
             print(
-                f"warning: checkpoint step-{pending.step} could not be written: {_reason(problem)}. "
+                f"warning: checkpoint step-{pending.step} could not be written: {problem or _ANOTHER}. "
                 f"Valid checkpoints: {kept}",
                 file=sys.stderr,
             )
@@ -160,20 +162,20 @@ class Checkpoints:
             )
         return False
 
-    def _publish(self, pending: Pending) -> BaseException | None:
-        """The reason why the checkpoint is not there, or None; `wait` makes it known on every rank."""
+    def _publish(self, pending: Pending) -> str | None:
+        """Why the checkpoint is not there, or None; `wait` makes it known on every rank."""
+        problem = pending.future.result()
+        if problem is not None or not self.world.is_main:
+            return problem
         try:
-            pending.future.result()
-            if self.world.is_main:
-                os.rename(self._partial(pending.step), self.path(pending.step))
-                sync_directory(self.directory)
-        except FAILURES as error:
-            return error
-        if self.world.is_main:
-            try:
-                self._prune()
-            except OSError as error:
-                print(f"warning: an old checkpoint could not be removed: {error}", file=sys.stderr)
+            os.rename(self._partial(pending.step), self.path(pending.step))
+            sync_directory(self.directory)
+        except OSError as error:
+            return reason(error)
+        try:
+            self._prune()
+        except OSError as error:
+            print(f"warning: an old checkpoint could not be removed: {error}", file=sys.stderr)
         return None
 
     def _partial(self, step: int) -> Path:
@@ -269,7 +271,7 @@ class Checkpoints:
             dcp.load(tensors, checkpoint_id=str(self.path(step)), **peers(self.world))
         except FAILURES as error:
             raise CheckpointError(
-                f"{self.path(step)} does not fit this run ({_reason(error)}). Use the configuration it was made with, "
+                f"{self.path(step)} does not fit this run ({reason(error)}). Use the configuration it was made with, "
                 "or another --name for a fresh run"
             ) from error
         model.load_state_dict(tensors["model"], strict=False)
@@ -297,15 +299,3 @@ def _trained(model: nn.Module) -> dict[str, Any]:
     """The state dict without frozen parameters, which a run with adapters finds where it found them at first."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
-
-
-def _reason(error: BaseException | None) -> str:
-    """One line on what went wrong, from whichever rank it went wrong on."""
-    if error is None:
-        return "another rank failed"
-    if isinstance(error, CheckpointException):
-        rank, (cause, _) = next(iter(error.failures.items()))
-        return f"rank {rank}: {type(cause).__name__}: {cause}"
-    if isinstance(error, CheckpointError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"

@@ -15,6 +15,7 @@ class CheckpointConfig:
         keep_last: How many of the newest to keep; the one with the best validation loss is kept besides.
         keep_every: Keep for good those whose step is a multiple of this; null keeps none beside the newest and the best.
         asynchronous: Write in a background thread while training goes on, from one copy in host memory.
+        pinned: Make that copy in page-locked memory and keep it: faster on CUDA, but the memory is taken for the whole run.
         portable: Weights of the portable model at the end: the last ones, or those of the best validation loss.
         verify: What is compared with a checkpoint's manifest before it is loaded: size and hash of every file, sizes alone,
             or nothing. Ranks share the reading.
@@ -27,6 +28,7 @@ class CheckpointConfig:
     keep_last: int = 2
     keep_every: int | None = None
     asynchronous: bool = True
+    pinned: bool = False
     portable: Literal["last", "best"] = "last"
     verify: Literal["full", "size", "none"] = "full"
     max_failures: int = 3
@@ -47,6 +49,10 @@ def check_checkpoint(config: CheckpointConfig) -> None:
                 f"checkpoint.keep_every {config.keep_every} must be a multiple of checkpoint.every {config.every}: only what "
                 "is saved can be kept"
             )
+    if config.pinned and not config.asynchronous:
+        raise ValueError(
+            "checkpoint.pinned is about the copy that checkpoint.asynchronous makes, which is false: set one of them"
+        )
     if config.max_failures < 1:
         raise ValueError(
             f"checkpoint.max_failures must be at least 1, but is {config.max_failures}: 1 ends the run at the first failure"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import warnings
@@ -48,13 +49,19 @@ def from_all(value: Any, world: World, group: dist.ProcessGroup) -> list[Any]:
 class Writer:
     """Writes one checkpoint at a time; `begin` returns a future of its end.
 
-    Asynchronously, tensors are copied to host memory before `begin` returns, and written from there by a thread. On CUDA the
-    copy is pinned and kept for the next checkpoint (pinning is slow); elsewhere it is freed when it is written.
+    Asynchronously, tensors are copied to host memory by `copy`, and written from there by a thread. The copy is freed when it
+    is written; with `pinned` it is page-locked, which a CUDA device copies to faster, and kept for the next checkpoint,
+    because locking is slow.
     """
 
-    def __init__(self, world: World, asynchronous: bool) -> None:
+    def __init__(self, world: World, asynchronous: bool, pinned: bool) -> None:
+        """Raises ValueError for pinned memory without CUDA."""
+        if pinned and world.device.type != "cuda":
+            raise ValueError(
+                f"checkpoint.pinned is for copies from CUDA, but this run is on {world.device.type}: set it to false"
+            )
         self._world = world
-        self._pinned = DefaultStager(_PINNED) if asynchronous and world.device.type == "cuda" else None
+        self._pinned = DefaultStager(_PINNED) if pinned else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if asynchronous else None
 
     def copy(self, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -68,17 +75,29 @@ class Writer:
             stager.close()
         return copied
 
-    def begin(self, directory: Path, tensors: dict[str, Any], state: dict[str, Any]) -> Future[None]:
-        """Write what `copy` returned. Every rank must come here."""
+    def begin(self, directory: Path, tensors: dict[str, Any], state: dict[str, Any]) -> Future[str | None]:
+        """Write what `copy` returned; the future has why that failed, or None. Every rank must come here."""
         if self._thread is not None:
-            return self._thread.submit(write_files, directory, tensors, state, self._world)
-        future: Future[None] = Future()
-        try:
-            write_files(directory, tensors, state, self._world)
-            future.set_result(None)
-        except FAILURES as error:
-            future.set_exception(error)
-        return future
+            return self._thread.submit(_attempt, directory, tensors, state, self._world)
+        return settled(_attempt(directory, tensors, state, self._world))
+
+
+def settled(value: str | None) -> Future[str | None]:
+    """A future that has ended."""
+    future: Future[str | None] = Future()
+    future.set_result(value)
+    return future
+
+
+def _attempt(directory: Path, tensors: dict[str, Any], state: dict[str, Any], world: World) -> str | None:
+    """`write_files`, with the reason in place of an exception: that would hold its frames, and with them the copied tensors."""
+    try:
+        write_files(directory, tensors, state, world)
+        return None
+    except FAILURES as error:
+        why = reason(error)
+    gc.collect()  # DCP's own frames and exceptions hold each other, and the tensors too
+    return why
 
 
 _PLAIN = StagingOptions(
@@ -110,6 +129,16 @@ def write_files(directory: Path, tensors: dict[str, Any], state: dict[str, Any],
         every_file = {name: entry for each, _ in answers for name, entry in each.items()}
         write_json(directory / MANIFEST_FILE, manifest_of(every_file))
         sync_directory(directory)
+
+
+def reason(error: BaseException) -> str:
+    """One line on what went wrong, from whichever rank it went wrong on."""
+    if isinstance(error, CheckpointException):
+        rank, (cause, _) = next(iter(error.failures.items()))
+        return f"rank {rank}: {type(cause).__name__}: {cause}"
+    if isinstance(error, CheckpointError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
 
 
 def write_json(path: Path, value: Any) -> None:

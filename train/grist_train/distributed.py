@@ -136,8 +136,9 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 def shard(model: nn.Module, world: World, config: ComputeConfig) -> None:
     """FSDP2: experts, then each block, then the rest (embedding, last norm, head), each its own unit of communication.
 
-    With `expert_parallel` a rank keeps its own experts, and only those are sharded further (grist_train.expert_parallel); without
-    it experts are cut as grist_train.expert_cut says. With `replicate` all of it is sharded within a copy of the model, and gradients are summed over the copies besides.
+    With `expert_parallel` a rank keeps its own experts, and only those are sharded further (grist_train.expert_parallel);
+    without it experts are cut as grist_train.expert_cut says. With `replicate` all of it is sharded within a copy of the model, and
+    gradients are summed over the copies besides.
     One rank computing in float32 stays plain: there is nothing to shard and nothing to cast.
     """
     dtype = compute_dtype(config, world.device)

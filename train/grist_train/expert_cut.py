@@ -1,8 +1,8 @@
 """How FSDP2 cuts stacks of experts that ranks gather whole: so that padding makes no rank hold, or receive, what is not there.
 
-FSDP2 cuts the first dimension of a tensor and pads it to a multiple of the ranks: 128 experts over 512 ranks travel as 512. Another
-dimension (`shard_placement_fn`) must divide evenly. Where neither the experts nor their rows do, fewer ranks than there are can
-cut them, and the others hold copies, as with HSDP.
+FSDP2 cuts the first dimension of a tensor and pads it to a multiple of the ranks: 128 experts over 512 ranks travel as 512.
+Another dimension (`shard_placement_fn`) must divide evenly. Where neither the experts nor their rows do, fewer ranks than there
+are can cut them, and the others hold copies, as with HSDP.
 
 S ranks of one copy of the model, E experts; a tensor is (E, rows, ...).
 """

@@ -1,5 +1,5 @@
-"""Attention to a cache on a CPU: the native kernel for a few new tokens; otherwise the part of the cache that any query can see,
-by PyTorch's flash kernel where all fits it.
+"""Attention to a cache on a CPU: the native kernel for a few new tokens. Otherwise the part of the cache that any query can
+see, by PyTorch's flash kernel where all fits it.
 
 A cache is allocated for the longest text; most of its slots are not written yet.
 """

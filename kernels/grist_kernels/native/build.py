@@ -33,7 +33,9 @@ def load() -> ctypes.CDLL:
     if compiler is None:
         kept = sorted(path for path in folder.glob(f"{target}-*.so") if _is_whole(path))
         if not kept:
-            raise CannotBuild("there is no C compiler: install gcc or clang, or name one in the environment variable CC")
+            raise CannotBuild(
+                "there is no C compiler: install gcc or clang, or name one in the environment variable CC"
+            )
         return ctypes.CDLL(str(kept[0]))
     path = folder / f"{target}-{_short_hash(_version(compiler))}.so"
     if not _is_whole(path):

@@ -41,7 +41,9 @@ def decode_attention(
     lengths = lengths.long().contiguous()
     sinks = None if sinks is None else sinks.contiguous()
     given = (q.data_ptr(), out.data_ptr(), native.KINDS[q.dtype], q.shape, q.stride()[:3])
-    native.call("grist_decode_attention", _CALL.pack(*attend_fields(*given, k_cache, v_cache, lengths, window, sinks, scale)))
+    native.call(
+        "grist_decode_attention", _CALL.pack(*attend_fields(*given, k_cache, v_cache, lengths, window, sinks, scale))
+    )
     return out
 
 

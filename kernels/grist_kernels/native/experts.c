@@ -31,7 +31,18 @@ typedef struct {
     float *x, *hidden, *act, *out; /* (T, D), (P, 2 F), (P, F), (T, D) */
 } Work;
 
-#define COLUMNS_AT_A_TIME 128 /* of float32: eight cache lines of every row of a weight */
+/* Into how many parts of whole cache lines `width` columns are cut: as few as keep all threads at work, since memory is read
+   fastest along whole rows. Sums do not depend on it. */
+static int64_t parts_of(int64_t width, int64_t groups, int64_t threads) {
+    int64_t parts = 1;
+    while (groups * parts % threads && groups * parts < 4 * threads && width / (parts + 1) >= 4 * LANES) parts++;
+    return parts;
+}
+
+/* Where a part begins. */
+static int64_t border(int64_t width, int64_t part, int64_t parts) {
+    return part == parts ? width : width * part / parts / LANES * LANES;
+}
 
 static void sort_pairs(Work *work) {
     const Experts *call = work->call;
@@ -107,21 +118,19 @@ static void down_columns(const Work *work, int64_t first, int64_t last) {
 
 static void run(const Work *work) {
     const Experts *call = work->call;
-    const int64_t half = COLUMNS_AT_A_TIME / 2;
-    const int64_t hidden_parts = (call->F + half - 1) / half;
-    const int64_t out_parts = (call->D + COLUMNS_AT_A_TIME - 1) / COLUMNS_AT_A_TIME;
+    const int64_t F = call->F, D = call->D;
+    const int64_t hidden_parts = parts_of(F, work->n_groups, call->threads), out_parts = parts_of(D, 1, call->threads);
 #pragma omp parallel num_threads((int)call->threads)
     {
 #pragma omp for schedule(static)
         for (int64_t item = 0; item < work->n_groups * hidden_parts; item++) {
-            const int64_t first = item % hidden_parts * half, last = first + half;
-            activations(work, work->groups + item / hidden_parts, first, last < call->F ? last : call->F);
+            const Group *group = work->groups + item / hidden_parts;
+            const int64_t part = item % hidden_parts;
+            activations(work, group, border(F, part, hidden_parts), border(F, part + 1, hidden_parts));
         }
 #pragma omp for schedule(static)
-        for (int64_t part = 0; part < out_parts; part++) {
-            const int64_t first = part * COLUMNS_AT_A_TIME, last = first + COLUMNS_AT_A_TIME;
-            down_columns(work, first, last < call->D ? last : call->D);
-        }
+        for (int64_t part = 0; part < out_parts; part++)
+            down_columns(work, border(D, part, out_parts), border(D, part + 1, out_parts));
     }
 }
 

@@ -1,6 +1,8 @@
 /* Arrays have sizes that C calls constant, and the loops over them are unrolled: that is what keeps them in registers. */
 #include "products.h"
 
+#include "packed.h"
+
 #define UNROLL _Pragma("GCC unroll 8")
 
 /* R rows of the weight at once, so that the additions to one sum need not wait for each other. */
@@ -54,7 +56,10 @@ WEIGHT_KINDS(DOT_ROWS)
 
 void dot_rows(Weight w, const Rows *rows, int64_t columns, int64_t first, int64_t last) {
 #define CASE(KIND) case KIND: dot_rows_##KIND(w, rows, columns, first, last); break;
-    switch (w.kind) { WEIGHT_KINDS(CASE) }
+    switch (w.kind) {
+        WEIGHT_KINDS(CASE)
+        default: dot_packed_rows(w, rows, columns, first, last);
+    }
 #undef CASE
 }
 
@@ -84,7 +89,7 @@ ALWAYS_INLINE void additions_of(
     Load *load_weights, LoadFirst *load_last, const int M, Weight w, const Rows *rows, int64_t n_rows, int64_t first, int64_t last
 ) {
     int64_t row = 0;
-    for (; row + 4 <= n_rows; row += 4) additions(load_weights, load_last, M, 4, w, rows, row, first, last);
+    for (; row + 8 <= n_rows; row += 8) additions(load_weights, load_last, M, 8, w, rows, row, first, last);
     for (; row < n_rows; row++) additions(load_weights, load_last, M, 1, w, rows, row, first, last);
 }
 

@@ -8,7 +8,18 @@ from torch import Tensor
 
 from grist_kernels import native
 
+MOST_ROWS = 32
 _CALL = Struct("PqqdPPPPqq")
+
+
+def fits(x: Tensor, weight: Tensor, residual: Tensor | None) -> bool:
+    """A few rows: of many, PyTorch makes blocks for all threads."""
+    return (
+        0 < x.numel() <= MOST_ROWS * x.shape[-1]
+        and (residual is None or residual.dtype == x.dtype)
+        and native.holds(weight)
+        and native.takes(x)
+    )
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:

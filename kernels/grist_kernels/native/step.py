@@ -38,9 +38,10 @@ class Norm(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the new tokens go in a layer's buffers (B, S, K, H): slots from `first` on in every sequence, or slots (B, T) int64.
+    """Where the new tokens go in a layer's buffers (B, S, K, H): slots (B, T) int64, or from `first` on in every sequence.
 
-    lengths (B,) int64 count the slots in use, the new ones included."""
+    lengths (B,) int64 count the slots in use, the new ones included.
+    """
 
     k_cache: Tensor
     v_cache: Tensor
@@ -64,7 +65,7 @@ def attention_step(
     projections: q, k, v, o. norms of q and k. angles: cos and sin (T, P) or (B, T, P) float32, as in `rope`.
     """
     x = x.contiguous()
-    B, T, D = x.shape
+    B, T, _ = x.shape
     N = projections[0].weight.shape[0] // head_width
     out = x.new_empty(B, T, projections[3].weight.shape[0])
     linears = [field for projection in projections for field in linear_fields(*projection)]

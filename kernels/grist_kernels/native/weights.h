@@ -6,7 +6,8 @@
 
 #include "vectors.h"
 
-enum Kind { FLOAT32 = 0, BFLOAT16 = 1 };
+enum Kind { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, FP8 = 3, INT4 = 4, MXFP4 = 5 };
+#define POWER_OF_TWO 2 /* a kind of scales: a byte s is 2^(s - 127) */
 
 #define WEIGHT_KINDS(EACH) EACH(FLOAT32) EACH(BFLOAT16)
 
@@ -15,6 +16,10 @@ typedef struct {
     const void *data;
     int64_t kind;
     int64_t stride; /* from one row to the next, in elements */
+    /* Of codes alone (packed.h), which lie without gaps; group is 0 for the others. */
+    const void *scales;   /* (rows, columns / group) */
+    const uint8_t *zeros; /* (rows, columns / group), or NULL: 8 */
+    int64_t scale_kind, group;
 } Weight;
 
 /* Sixteen weights of a row from a column on; and the last `count` < 16 of a row, with zeros after them. */

@@ -83,7 +83,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 def config_from_hf(config: dict[str, Any]) -> ModelConfig:
     """Read either spelling; a key left out, but for the sizes in REQUIRED, has the default of transformers' GptOssConfig.
 
-    Raises ValueError for settings that our model does not have, and for quantized weights.
+    Raises ValueError for settings that our model does not have, and for weights quantized in a way that is not read.
     """
     refuse_unsupported(config, hidden_act="silu", attention_dropout=0.0)
     layers = config["num_hidden_layers"]

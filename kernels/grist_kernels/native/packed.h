@@ -1,0 +1,12 @@
+/* Weights in few bits: codes, and a number that a group of neighbouring codes of a row is multiplied by.
+
+   A sum over a group is multiplied once, so that a code costs its decoding and one multiplication by an activation. */
+#pragma once
+
+#include "products.h"
+
+/* dot_rows for INT8, FP8, INT4, INT4_ZEROS and MXFP4. */
+void dot_packed_rows(Weight w, const Rows *rows, int64_t columns, int64_t first, int64_t last);
+
+/* The matrix that begins `rows` rows further down, of whatever kind. columns: of a row. */
+Weight rows_further(Weight w, int64_t rows, int64_t columns);
