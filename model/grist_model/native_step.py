@@ -1,6 +1,6 @@
 """The native kernels for a step of generation on a CPU: which layers they take whole. None says: go the usual way.
 
-A layer is taken only if every part of it is the plain one: an adapter, a hook or a quantized weight wants its own turn.
+A layer is taken only if every part of it is the plain one: an adapter or a hook wants its own turn.
 """
 
 from __future__ import annotations
@@ -47,17 +47,20 @@ def mlp(layer: DenseMLP, x_BTD: Tensor) -> Tensor | None:
     if not _few(x_BTD):
         return None
     projections = _projections(layer.gate_up, layer.down)
-    return None if projections is None else step.mlp(x_BTD, *projections, layer.alpha, layer.limit)
+    if projections is None:
+        return None
+    gate_up, down = projections
+    return step.mlp(x_BTD, gate_up, down, layer.alpha, layer.limit)
 
 
 def _few(x_BTD: Tensor) -> bool:
     return 0 < x_BTD.numel() <= step.MOST_ROWS * x_BTD.shape[-1] and native.takes(x_BTD)
 
 
-def _projections(*linears: Linear) -> tuple[step.Projection, ...] | None:
+def _projections(*linears: Linear | QuantizedLinear) -> list[step.Projection] | None:
     if not all(_bare(linear, Linear) and native.holds(linear.weight, linear.bias) for linear in linears):
         return None
-    return tuple(step.Projection(linear.weight, linear.bias) for linear in linears)
+    return [step.Projection(linear.weight, linear.bias) for linear in linears]
 
 
 def _bare(module, kind: type) -> bool:

@@ -45,12 +45,13 @@ class Scheme:
 class Packed:
     """A tensor of the layout that is stored in parts. parts: their names -> the types that they may have, as safetensors spells
     them. shape: what they make, rows being the layout's. type: what a model has them in where no other is asked for. read: the
-    numbers, unrounded."""
+    numbers, unrounded. packed: the same rows as they are stored, outputs first."""
 
     parts: Mapping[str, tuple[str, ...]]
     shape: Shape
     type: torch.dtype
     read: Callable[[Read, slice], Tensor]
+    packed: Callable[[Read, slice], PackedWeight]
 
 
 def schemes_of(quantization: Mapping[str, Any] | None) -> tuple[Scheme, ...]:
@@ -174,12 +175,14 @@ def _mxfp4(name: str, shapes: Mapping[str, Shape]) -> Packed:
         )
     E, outputs, n_blocks, _ = blocks
 
+    def packed(stored: Read, rows: slice) -> Mxfp4Weight:
+        return Mxfp4Weight(stored(name + BLOCKS, rows), stored(name + SCALES, rows))
+
     def read(stored: Read, rows: slice) -> Tensor:
-        packed = Mxfp4Weight(stored(name + BLOCKS, rows), stored(name + SCALES, rows))
-        return _transposed_experts(packed)
+        return _transposed_experts(packed(stored, rows))
 
     return Packed(
-        dict.fromkeys((name + BLOCKS, name + SCALES), ("U8",)), (E, n_blocks * BLOCK, outputs), torch.bfloat16, read
+        dict.fromkeys((name + BLOCKS, name + SCALES), ("U8",)), (E, n_blocks * BLOCK, outputs), torch.bfloat16, read, packed
     )
 
 

@@ -33,14 +33,14 @@ def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
 class TokenTree:
     """The tree of some sequences of ids, and where its tokens stand in the stream.
 
-    ids (R,) int64 and positions (R,): the stream. paths: of every sequence, in the order given, where its tokens stand in the
-    stream, (S,) each. wanted: of every sequence, how many of its last tokens get logits; those tokens are the last n_wanted
-    of the stream.
+    sequences: lists of ids. ids (R,) int64 and positions (R,): the stream. paths: of every sequence, in the order given, where
+    its tokens stand in the stream, (S,) each. wanted: of every sequence, how many of its last tokens get logits; those tokens
+    are the last n_wanted of the stream.
 
     Raises ValueError for an empty sequence, or one that wants more logits than it has tokens.
     """
 
-    def __init__(self, sequences: Sequence[Sequence[int]], wanted: Sequence[int]):
+    def __init__(self, sequences: Sequence[list[int]], wanted: Sequence[int]):
         for sequence, count in zip(sequences, wanted, strict=True):
             if not 1 <= count <= len(sequence):
                 raise ValueError(f"a sequence of {len(sequence)} tokens cannot give logits after its last {count}")
@@ -50,7 +50,7 @@ class TokenTree:
         ids: list[int] = []
         positions: list[int] = []
         self.own: list[tuple[int, int]] = []  # (sequence, how many of its first tokens others brought)
-        before: Sequence[int] = ()
+        before: list[int] = []
         path = np.empty(0, np.int64)
         for i in order:
             shared = shared_length(before, sequences[i])

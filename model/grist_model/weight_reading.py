@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from grist_kernels.quantized import PackedWeight
 from grist_model.families.layout import Layout, Piece
 from grist_model.quantized_reading import Packed, find_packed
 from grist_model.safetensors_file import EVERYTHING, TYPES, SafetensorsFile
@@ -40,6 +41,12 @@ class Weights:
         if hf_name in self.packed:
             return self.packed[hf_name].read(self._stored, rows)
         return self._stored(hf_name, rows)
+
+    def read_packed(self, hf_name: str) -> PackedWeight:
+        """A quantized tensor as it is stored, outputs first. Raises ValueError for one that is stored as plain numbers."""
+        if hf_name not in self.packed:
+            raise ValueError(f"{hf_name} is not quantized, but other parts of its layer are: load it without quantized=True")
+        return self.packed[hf_name].packed(self._stored, EVERYTHING)
 
     def rows_at_once(self, hf_name: str) -> int:
         """How many rows of a tensor make up what is read at a time."""

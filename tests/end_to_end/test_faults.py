@@ -56,7 +56,7 @@ class Running:
         metrics = self.run / "metrics.jsonl"
         self.wait(lambda: metrics.is_file() and metrics.read_text().count("\n") >= step)
 
-    def wait(self, condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
+    def wait(self, condition: Callable[[], bool], timeout_s: float = 300.0) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert self.process.poll() is None, f"ended early: {self.end()[-4000:]}"
@@ -68,7 +68,7 @@ class Running:
 
     def end(self) -> str:
         """What it said, once it has ended."""
-        return self.process.communicate(timeout=180)[1]
+        return self.process.communicate(timeout=400)[1]
 
 
 def resumed_at(said: str) -> int:
@@ -138,7 +138,7 @@ def test_no_time_to_save_then_damaged_files_then_no_room(undisturbed):
         assert process.poll() is None
         time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=120)[1]
+    said = process.communicate(timeout=400)[1]
     assert process.returncode == ExitCode.DEADLINE, said[-4000:]
     assert "not saved within checkpoint.deadline_seconds 0.001" in said
     newest = max(int(path.name.removeprefix("step-")) for path in saved.glob("step-*"))
@@ -160,7 +160,7 @@ def test_no_time_to_save_then_damaged_files_then_no_room(undisturbed):
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
-    said = process.communicate(timeout=120)[1]
+    said = process.communicate(timeout=400)[1]
     whole = newest - 2 * EVERY
     assert process.returncode == ExitCode.STORAGE, said[-4000:]
     assert f"step-{newest} is damaged: {torn.name}: has {limit} bytes" in said

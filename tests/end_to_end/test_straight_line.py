@@ -15,6 +15,7 @@ from tiny_run import command, environment, losses, train, write_run
 import grist_model
 from grist_data import Shards, Tokenizer
 from grist_eval import bits_per_byte
+from grist_train.guard import ExitCode
 
 LEFT_BEHIND = [
     "config.yaml",
@@ -82,7 +83,7 @@ def test_wait_for_signal_then_go_on(tmp_path):
     wait_until(lambda: metrics.is_file() and metrics.read_text().count("\n") >= 5, process)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 0, said[-2000:]
+    assert process.returncode == ExitCode.STOPPED, said[-2000:]
     assert "SIGTERM: saved step" in said
     reached = max(losses(tmp_path))
     assert 5 <= reached < 400

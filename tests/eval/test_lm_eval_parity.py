@@ -1,5 +1,8 @@
 """Scores are those of EleutherAI's lm_eval, item by item: as make_lm_eval_golden.py wrote them; live with `-m clients`."""
 
+# pyright: reportMissingImports=false
+# (lm_eval is nobody's dependency here.)
+
 from __future__ import annotations
 
 import json

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from lm_eval_subject import PLAIN, subject
@@ -126,9 +127,10 @@ def test_a_task_that_runs_code_asks_for_leave(tmp_path):
 
 
 def test_settings_out_of_range_are_told():
-    for wrong in ({"shots": -1}, {"limit": 0}, {"batch_tokens": 0}, {"max_new_tokens": 0}):
-        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be at least"):
-            Settings(**wrong)
+    wrong: list[dict[str, Any]] = [{"shots": -1}, {"limit": 0}, {"batch_tokens": 0}, {"max_new_tokens": 0}]
+    for options in wrong:
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be at least"):
+            Settings(**options)
     with pytest.raises(ValueError, match=r"unknown task\(s\) sudoku; there are hellaswag"):
         load_questions(["sudoku"])
 

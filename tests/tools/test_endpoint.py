@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from itertools import pairwise
 
 import pytest
 from streaming_server import STEP_SECONDS, WAIT_SECONDS, WORDS, chunk, streaming_server, whole_answer
@@ -133,7 +134,7 @@ def test_nobody_listens(tmp_path, capsys):
 
 def test_arrivals_are_a_poisson_process_of_the_seed():
     requests = schedule(4000, 8.0, [3, 9], [16, 32], seed=5)
-    gaps = [b.at_seconds - a.at_seconds for a, b in zip(requests, requests[1:], strict=False)]
+    gaps = [b.at_seconds - a.at_seconds for a, b in pairwise(requests)]
     # Exponential: mean and standard deviation alike, and a share of exp(-1) of gaps above the mean.
     assert statistics.mean(gaps) == pytest.approx(1 / 8, rel=0.06)
     assert statistics.stdev(gaps) == pytest.approx(1 / 8, rel=0.08)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -71,7 +72,7 @@ def test_what_fsdp_makes_of_it(ranks, compute, placements):
     with world_of(ranks) as world:
         model = grist_model.build(small(layers=1, experts=6, expert_width=16), device="meta")
         shard(model, world, compute)
-        weights = dict(model.named_parameters())
+        weights: dict[str, Any] = dict(model.named_parameters())
     assert weights["blocks.0.mlp.experts.w_down"].placements == placements
     assert weights["blocks.0.mlp.experts.w_down"].shape == (6, 16, 16)
     assert weights["blocks.0.mlp.router.weight"].device_mesh.size() == ranks

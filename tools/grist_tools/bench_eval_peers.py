@@ -3,6 +3,9 @@
 task files of lm_eval, with the rows of another place put in -> its own prompts, requests and metrics -> one dict a row
 """
 
+# pyright: reportMissingImports=false
+# (lm_eval is nobody's dependency here.)
+
 from __future__ import annotations
 
 import json

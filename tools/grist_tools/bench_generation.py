@@ -37,6 +37,7 @@ HOW = {
     "value": "of the median repetition; contestants in turns, another one first each time",
     "quiet": f"how many repetitions count: those with less than {QUIET_CORES} cores in use by other processes. "
     "0: none was so quiet, and all count; null: this machine does not say",
+    "native": "whether the kernels in C were there (GRIST_NATIVE); without them a step runs in PyTorch alone",
     "ratio": f"to {BASE}",
 }
 
@@ -155,7 +156,7 @@ def new_report(options: argparse.Namespace, command: list[str]) -> dict[str, Any
     import torch
 
     from grist_eval.environment import provenance
-    from grist_kernels import describe
+    from grist_kernels import describe, native
     from grist_tools.bench_kernels import commit
 
     where = provenance("cpu")
@@ -169,6 +170,7 @@ def new_report(options: argparse.Namespace, command: list[str]) -> dict[str, Any
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "kernels": describe("cpu"),
+        "native": native.available(),
         **{name: getattr(options, name) for name in settings},
         "how": HOW,
         "rows": [],

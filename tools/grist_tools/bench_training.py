@@ -45,8 +45,8 @@ HOW = {
     "cpu_ms": "of the process's own processor time, the median: what others do disturbs it less",
     "quiet": f"how many turns count: those with less than {QUIET_CORES} cores in use by other processes. "
     "0: none was so quiet, and all count; null: this machine does not say",
-    "peak_bytes": "CUDA: torch.cuda.max_memory_allocated. CPU: what the process held at most (VmHWM) beyond what it held before "
-    "the model was built; libraries that are loaded later and what the C library keeps are in it",
+    "peak_bytes": "CUDA: torch.cuda.max_memory_allocated. CPU: what the process held at most (VmHWM) beyond what it held "
+    "before the model was built; libraries that are loaded later and what the C library keeps are in it",
     "planned_bytes": "what tensors take by python -m grist_tools.plan's trace of our step",
 }
 # Relative: of float32, sums in another order, carried through the updates; of bfloat16, roundings.

@@ -157,7 +157,8 @@ def _transformers_model(setup: Setup) -> Any:
         raise ImportError("the benchmark runs beside transformers: pip install 'gristmill[export]'") from error
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    model = transformers.AutoModelForCausalLM.from_pretrained(setup.directory, dtype=torch.float32).to(setup.device)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(setup.directory, dtype=torch.float32)
+    model = model.to(setup.device)
     if setup.recompute:
         # transformers 5.2x renames it.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable

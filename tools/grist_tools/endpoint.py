@@ -14,6 +14,7 @@ import random
 import threading
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,7 +181,7 @@ def summary(heard: list[Heard], seconds: float) -> Row:
     row: Row = {"requests": len(heard), "answered": len(whole), "errors": dict(errors), "seconds": seconds}
     if not whole:
         return row
-    gaps = [b - a for each in whole for a, b in zip(each.text_seconds, each.text_seconds[1:], strict=False)]
+    gaps = [b - a for each in whole for a, b in pairwise(each.text_seconds)]
     tokens = sum(each.tokens for each in whole)
     row |= {
         "requests_per_second": len(whole) / seconds,

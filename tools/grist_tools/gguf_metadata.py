@@ -67,7 +67,7 @@ def _rounding(config: ModelConfig) -> str | None:
         return None
     return (
         "llama.cpp rounds the ends of YaRN's ramp, and this model was trained without that (yarn.truncate: false): it will turn"
-        f" positions by angles up to {change:.0%} off, and its answers will not be this model's, less so the longer the text."
+        f" positions by angles up to {change:.0%} off, and its answers differ from this model's, more so in long texts."
         " Train with yarn.truncate: true where llama.cpp must agree"
     )
 

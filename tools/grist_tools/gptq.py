@@ -55,24 +55,24 @@ def quantise_int4_gptq(
     w_OI = finite(weight_OI, "GPTQ").clone()
     grid = grid_of(w_OI.unflatten(-1, (-1, group)), symmetric=symmetric, search=True)
     order_I = hessian_II.diagonal().argsort(descending=True, stable=True) if activation_order else torch.arange(I)
-    codes_OI = torch.empty_like(w_OI)
     update_II = _inverse_factor(hessian_II[order_I][:, order_I], damping)
-    w_OI = w_OI[:, order_I]
+    # Transposed, so that the weights of one input lie side by side.
+    w_IO, codes_IO = w_OI.T[order_I].contiguous(), torch.empty_like(w_OI.T)
     for low in range(0, I, BLOCK):
         high = min(low + BLOCK, I)
-        errors = torch.zeros(O, high - low)
+        errors_IO = torch.empty(high - low, O)
         for column in range(low, high):
             at = int(order_I[column]) // group
             if not activation_order and column % group == 0:  # groups divide blocks: all its columns are up to date
-                _set_grid(grid, at, w_OI[:, column : column + group], symmetric)
-            scale, zero = grid.scale[:, at], grid.zero[:, at]
-            codes = Grid(scale[:, None], zero[:, None]).codes(w_OI[:, column, None, None])[:, 0, 0]
-            codes_OI[:, order_I[column]] = codes
-            error = (w_OI[:, column] - (codes - zero) * scale) / update_II[column, column]
-            w_OI[:, column:high] -= error[:, None] * update_II[column, column:high]
-            errors[:, column - low] = error
-        w_OI[:, high:] -= errors @ update_II[low:high, high:]
-    return packed(codes_OI, grid, symmetric=symmetric, scale_type=scale_type)
+                _set_grid(grid, at, w_IO[column : column + group].T, symmetric)
+            scale_O, zero_O = grid.scale[:, at], grid.zero[:, at]
+            codes_O = Grid(scale_O, zero_O).codes(w_IO[column, :, None])[:, 0]
+            codes_IO[order_I[column]] = codes_O
+            error_O = (w_IO[column] - (codes_O - zero_O) * scale_O) / update_II[column, column]
+            w_IO[column:high].addr_(update_II[column, column:high], error_O, alpha=-1)
+            errors_IO[column - low] = error_O
+        w_IO[high:].addmm_(update_II[low:high, high:].T, errors_IO, alpha=-1)
+    return packed(codes_IO.T.contiguous(), grid, symmetric=symmetric, scale_type=scale_type)
 
 
 def _inverse_factor(hessian_II: Tensor, damping: float) -> Tensor:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from grist_kernels.quantized import PackedWeight
+
 
 class Work(NamedTuple):
     """Of the forward, of the backward alone, and of both together. A backward of nothing is zero."""
@@ -57,7 +59,8 @@ def work(op: str, arguments: dict[str, Any], gradients: tuple[str, ...], outputs
 
 
 def _tensors(arguments: dict[str, Any]) -> list[Tensor]:
-    return [value for value in arguments.values() if isinstance(value, Tensor)]
+    packed = [part for value in arguments.values() if isinstance(value, PackedWeight) for part in value.tensors.values()]
+    return [*packed, *(value for value in arguments.values() if isinstance(value, Tensor))]
 
 
 def _rms_norm_backward_bytes(arguments: dict[str, Any]) -> float:
@@ -167,11 +170,16 @@ def _linear_cross_entropy(arguments: dict[str, Any]) -> float:
     return 2.0 * arguments["targets"].numel() * V * D
 
 
+def _quantized_linear(arguments: dict[str, Any]) -> float:
+    return 2.0 * arguments["x"].numel() * arguments["weight"].shape[0]
+
+
 _FLOPS = {
     "attention": _attention,
     "decode_attention": _decode_attention,
     "grouped_matmul": _grouped_matmul,
     "moe": _moe,
     "moe_mxfp4": _moe_mxfp4,
+    "quantized_linear": _quantized_linear,
     "linear_cross_entropy": _linear_cross_entropy,
 }

@@ -79,12 +79,8 @@ def transformers_peer(setting: Setting) -> Iterator[Contestant]:
 
 @contextmanager
 def llamacpp_peer(setting: Setting) -> Iterator[Contestant]:
-    """Its server, asked over HTTP on this machine for a stream. It shows nothing of a character until that is whole: an id in the
-    middle of one counts as there when the character is."""
-    try:
-        import xllamacpp
-    except ImportError as error:
-        raise ImportError("--against llamacpp needs it: pip install xllamacpp==2026.10.11549") from error
+    """Its server, asked over HTTP on this machine for a stream. It shows no character before that is whole: an id in the middle
+    of one counts as there when the character is."""
     from grist_tools.export_gguf import write_gguf
 
     if setting.device != "cpu":
@@ -93,18 +89,32 @@ def llamacpp_peer(setting: Setting) -> Iterator[Contestant]:
         )
     with tempfile.TemporaryDirectory(prefix="grist-latency-") as folder:
         written = write_gguf(setting.directory, Path(folder) / "model.gguf", _GGUF_KINDS[setting.dtype])
-        params = xllamacpp.CommonParams()
-        params.model.path = str(written.path)
-        params.n_parallel, params.n_ctx = setting.batch, setting.batch * (setting.tokens + _SPARE_TOKENS)
-        params.warmup, params.verbosity, params.fit_params = False, 0, False
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = setting.threads
-        yield _LlamaCpp(xllamacpp.Server(params))
+        with llamacpp_server(written.path, setting.batch, setting.tokens, setting.threads) as address:
+            yield _LlamaCpp(address)
+
+
+@contextmanager
+def llamacpp_server(gguf: Path, batch: int, tokens: int, threads: int) -> Iterator[str]:
+    """llama.cpp's server in this process, at the address that it gives; as `llama-server --jinja`. tokens: a sequence.
+
+    Raises ImportError without the package.
+    """
+    try:
+        import xllamacpp
+    except ImportError as error:
+        raise ImportError("--against llamacpp needs it: pip install xllamacpp==2026.10.11549") from error
+    params = xllamacpp.CommonParams()
+    params.model.path = str(gguf)
+    params.n_parallel, params.n_ctx = batch, batch * (tokens + _SPARE_TOKENS)
+    params.warmup, params.verbosity, params.fit_params = False, 0, False
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    server = xllamacpp.Server(params)  # ends when it is forgotten
+    yield server.listening_address
 
 
 class _LlamaCpp:
-    def __init__(self, server: Any):
-        self._server = server  # ends when it is forgotten
-        self._url = f"{server.listening_address}/completion"
+    def __init__(self, address: str):
+        self._url = f"{address}/completion"
         self._ids: dict[str, list[list[int]]] = {}
 
     def __call__(self, prompts: list[list[int]], output: int) -> Answer:

@@ -20,8 +20,8 @@ def step_bytes(model, shape: Shape) -> float:
         weights + batch * sum over layers of 2 * K * H * visible(layer) * bytes of a cached value
 
     weights: every parameter and buffer as it lies in memory, packed or not, once, but for two: of a table that is only looked
-    up in (an untied input embedding, learned positions) rows too few to count; of the experts the share that `batch` tokens touch
-    if each token's A of E are drawn independently, 1 - (1 - A/E)^batch: exact for one sequence, an expectation for
+    up in (an untied input embedding, learned positions) rows too few to count; of the experts the share that `batch` tokens
+    touch if each token's A of E are drawn independently, 1 - (1 - A/E)^batch: exact for one sequence, an expectation for
     several. visible: the keys that a new token sees, min(prompt + t, window) at step t.
     """
     config = model.config
@@ -56,8 +56,8 @@ def prefill_flops(model, shape: Shape) -> float:
 
 
 def shares(row: dict[str, Any], n_bytes: float, flops: float, best: Ceilings) -> dict[str, float]:
-    """What a row reached, and its share of what this device reached just before by `timing.ceilings`, where a copied byte counts
-    twice, once read and once written."""
+    """What a row reached, and its share of what this device reached just before by `timing.ceilings`, where a copied byte
+    counts twice, once read and once written."""
     flops_per_second = flops / (row["first_token_ms"] / 1e3)
     found = {
         "prefill_flops_per_second": flops_per_second,

@@ -22,17 +22,16 @@ def main(config: TrainConfig) -> None:
     """One run, from text to a portable model."""
     # 0) Imported here so that `--help` and a mistyped key answer at once.
     from grist_train import distributed
-    from grist_train.guard import is_for_the_user
+    from grist_train.guard import ExitCode, exit_for
 
     try:
         world = distributed.start(config.device, config.compute.threads)
         run(config, world)
     except KeyboardInterrupt:
-        raise SystemExit("interrupted: run the same command again to go on from the last checkpoint") from None
+        print("interrupted: run the same command again to go on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(ExitCode.INTERRUPTED) from None
     except Exception as error:
-        if not is_for_the_user(error):
-            raise
-        raise SystemExit(f"error: {error}") from None
+        raise exit_for(error) from None
     finally:
         distributed.stop()
 
@@ -47,7 +46,7 @@ def run(config: TrainConfig, world: World) -> None:
     from grist_train.expert_parallel import check_layout
     from grist_train.finish import finish
     from grist_train.gradient_norms import clip_by_group, gradient_groups
-    from grist_train.guard import StopRequest
+    from grist_train.guard import ExitCode, StopRequest, StorageError
     from grist_train.initial import add_adapters, check_base, fill, with_initial_model
     from grist_train.loss import step_values
     from grist_train.metrics import Metrics
@@ -58,6 +57,7 @@ def run(config: TrainConfig, world: World) -> None:
     from grist_train.step_guard import StepGuard, arm
     from grist_train.step_timer import StepTimer
     from grist_train.tasks import open_task
+    from grist_train.watchdog import watched
 
     config = with_initial_model(config, world)
     check_layout(config.model, config.compute, world.size)
@@ -65,10 +65,18 @@ def run(config: TrainConfig, world: World) -> None:
 
     # 1) Text -> tokens, prepared once; later runs open what is there. Or pairs of answers, read into memory.
     task = open_task(config, world)
+    kept = config.checkpoint
     checkpoints = Checkpoints(
-        config.run_dir / "checkpoints", world, config.checkpoint.keep_last, config.checkpoint.asynchronous
+        config.run_dir / "checkpoints",
+        world,
+        kept.keep_last,
+        kept.asynchronous,
+        kept.keep_every,
+        kept.verify,
+        kept.max_failures,
+        kept.pinned,
     )
-    state = checkpoints.read_state(checkpoints.steps()[-1]) if checkpoints.steps() else None
+    state = checkpoints.newest()
 
     check_base(config, state)
 
@@ -83,7 +91,7 @@ def run(config: TrainConfig, world: World) -> None:
     optimizers = optimizer.build(model, config.optimizer)
     groups = gradient_groups(model, config.logging.grad_norm_by_layer)
 
-    # 3) Resume from the newest checkpoint of this run, if there is one; batches go on where it left them.
+    # 3) Resume from the newest whole checkpoint of this run, if there is one; batches go on where it left them.
     step = 0
     batches = task.batches(model, state)
     if state is not None:
@@ -100,8 +108,9 @@ def run(config: TrainConfig, world: World) -> None:
     reduce_sum = functools.partial(distributed.sum_on_device, world=world)
     stopped, held_out_loss = False, None
     timer, profiler = StepTimer(world.device), StepProfiler(config.profile, config.run_dir / "profile", world)
-    with StopRequest() as stop:
+    with StopRequest(kept.deadline_seconds) as stop, watched(config.run_dir, world, config.watchdog_seconds) as heart:
         while step < last_step and not stopped:
+            heart.at("data", step + 1)
             profiler.begin(step + 1)
             first = batches.position
             whole = next(batches)
@@ -117,6 +126,7 @@ def run(config: TrainConfig, world: World) -> None:
             local_tokens = sum(batch.ids_BT.numel() for batch in micro_batches)
             local_counted = sum(batch.n_valid_tokens for batch in micro_batches)  # targets, or pairs
             votes = [local_tokens, local_counted, int(stop.reason is not None)]
+            heart.at("ranks", step + 1)
             tokens, counted, stop_votes = distributed.sum_on_host(votes, world)
             stopped = stop_votes > 0
             timer.mark("ranks")  # waiting for them to come this far
@@ -125,13 +135,16 @@ def run(config: TrainConfig, world: World) -> None:
             results = []
             for i, batch in enumerate(micro_batches):
                 distributed.set_last_micro_batch(model, i == len(micro_batches) - 1, config.compute)
+                heart.at("forward", step + 1)
                 with sharing_sequences(model, world):
                     result = task.loss(model, batch, counted, tokens)
                 timer.mark("forward")
+                heart.at("backward", step + 1)
                 result.objective.backward()
                 timer.mark("backward")
                 results.append(result)
 
+            heart.at("optimizer", step + 1)
             grad_norm, norms_G = clip_by_group(groups, config.optimizer.clip)
             values = step_values(results, grad_norm, counted, tokens, config.model, reduce_sum)
             skip = guard.judge(values[0], values[1])
@@ -147,6 +160,7 @@ def run(config: TrainConfig, world: World) -> None:
                 model.update_selection_bias((values[-assignments:] * ~skip).view(config.model.layers, -1))
             times = timer.lap()
             length = whole[0].ids_BT.shape[1]
+            heart.at("metrics", step)
             metrics.step(step, config.optimizer.lr * rate, tokens, length, values, skip, norms_G, times)
             if profiler.end(step, times):
                 metrics.pause()
@@ -171,11 +185,13 @@ def run(config: TrainConfig, world: World) -> None:
             held_out_loss = None
             if evaluate:
                 metrics.pause()
+                heart.at("evaluate", step)
                 result = task.validate(model)
                 held_out_loss = result["loss"]
                 metrics.validation(step, result)
                 metrics.resume()
                 timer.mark("evaluation")
+            heart.at("checkpoint", step)
             checkpoints.poll()
             if save:
                 rest = resumable(step, task, metrics, guard, bad, held_out_loss, config)
@@ -183,20 +199,22 @@ def run(config: TrainConfig, world: World) -> None:
                 timer.mark("checkpoint")
 
         # 5) The last checkpoint; a run that was stopped ends here and goes on when the same command is run again.
+        heart.at("checkpoint", step)
         metrics.flush()
         if profiler.has_something:
             metrics.say(profiler.write())
         bad.require_few()
         rest = resumable(step, task, metrics, guard, bad, held_out_loss, config)
         checkpoints.save(step, model, optimizers, rest)
-        saved = checkpoints.wait()
-        if not saved:
-            raise SystemExit(f"error: the last checkpoint (step {step}) could not be written; see the message above")
+        if not checkpoints.wait():
+            raise StorageError(f"the last checkpoint (step {step}) could not be written; see the message above")
     if step < config.steps:
         reason = stop.reason or f"stop_at={config.stop_at}"
         metrics.say(f"{reason}: saved step {step} of {config.steps}. Run the same command again to go on.")
         metrics.close()
         seen.close()
+        if stopped:
+            raise SystemExit(ExitCode.STOPPED)
         return
 
     # 6) Held-out figures, the portable directory, samples and curves.

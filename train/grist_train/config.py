@@ -84,6 +84,8 @@ class TrainConfig:
         device: auto (CUDA, else MPS, else CPU), cuda, mps or cpu.
         log_every: Steps between reads of the loss from the device; every step is recorded all the same.
         profile: Record some steps with every operation in them; None records none.
+        watchdog_seconds: End the process (to be restarted) when nothing in it has gone on for so long during training; longer
+            than the longest evaluation. null waits for ever.
     """
 
     name: str = "run"
@@ -108,9 +110,14 @@ class TrainConfig:
     sample: SampleConfig = field(default_factory=SampleConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     profile: ProfileConfig | None = None
+    watchdog_seconds: float | None = 3600.0
 
     def __post_init__(self) -> None:
         _require(self.steps >= 1, f"steps must be at least 1, but is {self.steps}")
+        _require(
+            self.watchdog_seconds is None or self.watchdog_seconds > 0,
+            f"watchdog_seconds must be above 0, or null for none, but is {self.watchdog_seconds}",
+        )
         _require(self.log_every >= 1, f"log_every must be at least 1, but is {self.log_every}")
         _require(
             1 <= self.optimizer.muon_iterations <= 5,

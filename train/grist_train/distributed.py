@@ -97,10 +97,25 @@ def start(device: str, threads: int | None = None) -> World:
     backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
     timeout = datetime.timedelta(minutes=30)
     if "RANK" in os.environ:
+        _require_fresh_store()
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     return World(rank, size, local_rank, target, _gloo_group(), _gloo_group())
+
+
+def _require_fresh_store() -> None:
+    """Raises ValueError in a process that torchrun has restarted with the store of the last attempt.
+
+    The addresses of dead ranks are still in it, and ranks would wait for those
+    (https://github.com/pytorch/pytorch/issues/135712).
+    """
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if restarted and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise ValueError(
+            "torchrun has restarted this run with the store of the attempt before, in which ranks that are gone would be "
+            "waited for: start it with train/launch/torchrun.py, or with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
+        )
 
 
 def _gloo_group() -> dist.ProcessGroup:
@@ -137,8 +152,8 @@ def shard(model: nn.Module, world: World, config: ComputeConfig) -> None:
     """FSDP2: experts, then each block, then the rest (embedding, last norm, head), each its own unit of communication.
 
     With `expert_parallel` a rank keeps its own experts, and only those are sharded further (grist_train.expert_parallel);
-    without it experts are cut as grist_train.expert_cut says. With `replicate` all of it is sharded within a copy of the model, and
-    gradients are summed over the copies besides.
+    without it experts are cut as grist_train.expert_cut says. With `replicate` all of it is sharded within a copy of the
+    model, and gradients are summed over the copies besides.
     One rank computing in float32 stays plain: there is nothing to shard and nothing to cast.
     """
     dtype = compute_dtype(config, world.device)
@@ -217,6 +232,15 @@ def sum_on_host(values: list[int], world: World) -> list[int]:
     total = torch.tensor(values, dtype=torch.int64)
     dist.all_reduce(total, group=world.host_group)
     return total.tolist()
+
+
+def max_on_host(values: list[float], world: World) -> list[float]:
+    """The largest of each of some numbers over the ranks, without touching the device."""
+    if world.size == 1:
+        return values
+    largest = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=world.host_group)
+    return largest.tolist()
 
 
 def sum_on_device(values: torch.Tensor, world: World) -> torch.Tensor:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from grist_model.accounting import flops_per_token, mean_visible_keys
 from grist_train.config import TrainConfig
-from grist_train.distributed import World
+from grist_train.distributed import World, max_on_host
 from grist_train.gradient_norms import GradientGroups
 from grist_train.memory_peak import memory_peak
 from grist_train.step_timer import StepTimes
@@ -199,6 +199,8 @@ class Metrics:
         # One read for all: a read waits for the device.
         table = torch.stack([torch.cat([each.values, each.norms_G, each.skip[None]]) for each in self.pending]).tolist()
         memory = memory_peak(self.world.device)
+        worst = max_on_host(list(memory.values()), self.world)  # of the rank that would run out first
+        memory = dict(zip(memory, worst, strict=True))
         now = time.perf_counter()
         elapsed = now - self.last_read
         rate, mfu = sum(each.tokens for each in self.pending) / elapsed, 0.0

@@ -2,9 +2,9 @@
 
 T tokens, D model width, E experts, A active experts per token, F expert width, R = T * A rows sorted by expert.
 
-Four routes, all exact: on a CPU in eager mode one autograd function over segments of rows (cpu.py), or for the few rows of
-a step of generation the native kernel, or without it two calls for all experts (few_rows.py); everywhere else a composition of
-`grouped_matmul` and `swiglu`, which torch.compile traces without a break.
+All routes are exact. On a CPU in eager mode: for the few rows of a step of generation the native kernel, or without it two
+calls for all experts (few_rows.py); for a prompt two grouped products (prompt.py); with gradients one autograd function over
+segments of rows (cpu.py). Everywhere else a composition of `grouped_matmul` and `swiglu`, which torch.compile traces whole.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from grist_kernels.grouped_matmul.pytorch_fast import grouped_matmul
-from grist_kernels.moe import cpu, few_rows
+from grist_kernels.moe import cpu, few_rows, prompt
 from grist_kernels.native import moe as native
 from grist_kernels.swiglu.reference import swiglu
 
@@ -42,6 +42,9 @@ def moe(
             x, expert_ids, expert_weights, w_gate_up, w_down, b_gate_up, b_down,
             alpha=alpha, limit=limit, interleaved=interleaved,
         )  # fmt: skip
+    if prompt.fits(x, w_gate_up, w_down, b_gate_up, b_down):
+        options = {"alpha": alpha, "limit": limit, "interleaved": interleaved}
+        return prompt.moe(x, expert_ids, expert_weights, w_gate_up, w_down, **options)
     if cpu.fits(x):
         return cpu.moe(x, expert_ids, expert_weights, w_gate_up, w_down, b_gate_up, b_down, alpha, limit, interleaved)
     order_R, token_R, place_TA, offsets_E = sort_by_expert(expert_ids, w_down.shape[0])

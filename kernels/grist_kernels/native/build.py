@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno")
+FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno")
 COMPILERS = ("cc", "gcc", "clang")
 _DIGEST_BYTES = 32
 
@@ -87,16 +87,25 @@ def _compile(compiler: list[str], path: Path) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as folder:
-            made = Path(folder) / "library.so"
-            command = [*compiler, *FLAGS, *map(str, sources()), "-o", str(made), "-lm"]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise CannotBuild(f"`{shlex.join(command)}` failed:\n{done.stderr.strip()}")
+            made, objects = Path(folder) / "library.so", [Path(folder) / f"{path.stem}.o" for path in sources()]
+            _run_all([[*compiler, *FLAGS, "-c", str(a), "-o", str(b)] for a, b in zip(sources(), objects, strict=True)])
+            _run_all([[*compiler, *FLAGS, "-shared", *map(str, objects), "-o", str(made), "-lm"]])
             content = made.read_bytes()
             made.write_bytes(content + hashlib.sha256(content).digest())
             os.replace(made, path)
     except OSError as error:
         raise CannotBuild(f"the library cannot be kept in {path.parent} ({error}): set XDG_CACHE_HOME") from error
+
+
+def _run_all(commands: list[list[str]]) -> None:
+    """At the same time."""
+    started = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for command in commands
+    ]
+    said = [process.communicate()[0] for process in started]
+    for command, process, text in zip(commands, started, said, strict=True):
+        if process.returncode:
+            raise CannotBuild(f"`{shlex.join(command)}` failed:\n{text.strip()}")
 
 
 def _is_whole(path: Path) -> bool:

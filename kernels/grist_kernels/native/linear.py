@@ -25,10 +25,10 @@ def weight_fields(weight: Tensor, row_stride: int) -> tuple[int, ...]:
 
 def linear_fields(weight: Tensor | PackedWeight, bias: Tensor | None) -> tuple[int, ...]:
     """The fields of `Linear` in linear.h."""
-    O, columns = weight.shape
+    outputs, columns = weight.shape
     given = (0, 0) if bias is None else (bias.data_ptr(), native.KINDS[bias.dtype])
     fields = weight_fields(weight, weight.stride(0)) if isinstance(weight, Tensor) else packed.weight_fields(weight)
-    return (*fields, *given, O, columns)
+    return (*fields, *given, outputs, columns)
 
 
 def fits(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None) -> bool:

@@ -5,7 +5,7 @@
 
 #include "products.h"
 
-/* dot_rows for INT8, FP8, INT4, INT4_ZEROS and MXFP4. */
+/* dot_rows for codes, of 1, 2, 4 or 8 rows of activations. */
 void dot_packed_rows(Weight w, const Rows *rows, int64_t columns, int64_t first, int64_t last);
 
 /* The matrix that begins `rows` rows further down, of whatever kind. columns: of a row. */

@@ -13,17 +13,9 @@ if TYPE_CHECKING:
 
 CODES = {"int8": 2, "fp8": 3, "int4": 4, "mxfp4": 5}  # `enum Kind` of weights.h
 _POWER_OF_TWO = 2
-_PARTS = {
-    "int8": ("weight", "scale"),
-    "fp8": ("weight", "scale"),
-    "int4": ("packed", "scale"),
-    "mxfp4": ("blocks", "scales"),
-}
-
-
 def weight_fields(weight: PackedWeight) -> tuple[int, ...]:
     """The fields of `Weight` in weights.h."""
-    codes, scales = (getattr(weight, name) for name in _PARTS[weight.kind])
+    codes, scales = weight.codes_and_scales
     inputs, zeros = weight.shape[-1], getattr(weight, "zero", None)
     return (
         codes.data_ptr(),

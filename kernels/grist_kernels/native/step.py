@@ -5,8 +5,9 @@ B batch, T new tokens, D model width, N query heads, K key/value heads, H head w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from struct import Struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from grist_kernels import native
 from grist_kernels.native.decode_attention import ATTEND, attend_fields
 from grist_kernels.native.linear import LINEAR, linear_fields
 from grist_kernels.native.moe import ACTIVATION, activation_fields
+
+if TYPE_CHECKING:
+    from grist_kernels.quantized import PackedWeight
 
 MOST_ROWS = 8  # new tokens of a call: what a weight that is read once can serve
 _NORM = "Pqqd"  # `Norm` of pieces.h
@@ -26,7 +30,7 @@ _NO_NORM = (0, 0, 0, 0.0)
 class Projection(NamedTuple):
     """A weight (O, I), and its bias (O,) if it has one."""
 
-    weight: Tensor
+    weight: Tensor | PackedWeight
     bias: Tensor | None
 
 
@@ -52,7 +56,7 @@ class Place(NamedTuple):
 
 def attention_step(
     x: Tensor,
-    projections: tuple[Projection, Projection, Projection, Projection],
+    projections: Sequence[Projection],
     norms: tuple[Norm | None, Norm | None],
     angles: tuple[Tensor, Tensor] | None,
     place: Place,
@@ -62,7 +66,7 @@ def attention_step(
 ) -> Tensor:
     """x (B, T, D) -> (B, T, D): queries, keys and values, their norms and rotation, into the cache, attention, and o.
 
-    projections: q, k, v, o. norms of q and k. angles: cos and sin (T, P) or (B, T, P) float32, as in `rope`.
+    projections: those of q, k, v and o. norms: of q and k. angles: cos and sin (T, P) or (B, T, P) float32, as in `rope`.
     """
     x = x.contiguous()
     B, T, _ = x.shape
