@@ -1,12 +1,16 @@
 """Held-out loss as bits per byte of text: the one number that compares models with different tokenizers.
 
-Shape letters: B batch, T time, D model width, V vocabulary, S scored tokens of one micro-batch.
+Shape letters: B batch, T time, D model width, V vocabulary, S scored tokens of one micro-batch, N documents.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from grist_eval.document_figures import intervals, report, together
 
 if TYPE_CHECKING:
     import torch
@@ -14,6 +18,9 @@ if TYPE_CHECKING:
 
     from grist_data import Shards, Tokenizer
     from grist_data.batches import Batch
+    from grist_eval.document_sums import SpelledBytes
+
+__all__ = ["bits_per_byte", "evaluating", "score", "spelled_bytes", "together"]
 
 # Logits are made for this many bytes of float32 at a time: (S, V) whole would be gigabytes with a large vocabulary.
 LOGITS_BUDGET_BYTES = 64 * 2**20
@@ -49,9 +56,10 @@ def bits_per_byte(
     Of a split with a loss mask (`shards.has_loss_mask`, conversations say) the trained tokens are scored, and the figure of
     merit is the loss per trained token: there is no text that is theirs alone, and so no bits per byte.
 
-    All ranks must call this together when `world_size` > 1: the sums are all-reduced, and every rank returns the same
-    numbers. A model under FSDP2 must have `hidden` registered as a forward method
-    (`torch.distributed.fsdp.register_fsdp_forward_method(model, "hidden")`), so that its parameters are gathered.
+    All ranks must call this together when `world_size` > 1: batches are the same on any number of ranks and the sums of
+    documents are gathered in order, so the numbers are the same bits. A model under FSDP2 must have `hidden` registered as
+    a forward method (`torch.distributed.fsdp.register_fsdp_forward_method(model, "hidden")`), so that its parameters are
+    gathered.
 
     Args:
         model: `model.hidden(ids_BT) -> hidden_BTD`, `model.unembedding` (V, D), `model.config`; mode is restored after.
@@ -59,79 +67,76 @@ def bits_per_byte(
         stride: tokens between window starts; `sequence_length` (no overlap) when not given.
         batch_size: windows a rank runs at once.
         max_tokens: score only this many tokens, for a quick look during training.
-        tokenizer: needed with `max_tokens` only; the dataset's own is loaded when not given.
+        tokenizer: counts the bytes of documents; the dataset's own is loaded when not given.
         documents: keep attention and positions inside documents, as a model trained with document masks expects.
         progress: draw a bar on stderr (on rank 0).
 
     Returns:
         `bits_per_byte`; `perplexity` per token; `loss` in nats per token; `tokens` scored; `bytes` of their text. Of a split
-        with a loss mask `loss`, `perplexity` and `tokens`.
+        with a loss mask `loss`, `perplexity` and `tokens`. Beside them what `document_figures.intervals` says of its documents.
 
     Raises:
         ValueError: the split holds fewer than two tokens, `max_tokens` is below 1 or leaves no trained token, or the
             dataset's ids do not fit the model's vocabulary.
     """
     import torch
-    import torch.distributed as dist
 
     from grist_data import evaluation_batches
+    from grist_eval.document_sums import DocumentSums
+    from grist_eval.questions import Ranks
 
     _check(model, shards, max_tokens)
-    partial = max_tokens is not None and max_tokens < shards.n_tokens - 1
-    device = torch.device(device)
-    # MPS has no float64 and collectives run where the sums are, so the sums live on CUDA or on the CPU.
-    totals_device = device if device.type == "cuda" else torch.device("cpu")
-    nll_sum = torch.zeros((), dtype=torch.float64, device=totals_device)
-    count_V = torch.zeros(model.config.vocab_size, dtype=torch.int64, device=totals_device)
+    length = sequence_length or model.config.context_length
+    n_targets = min(shards.n_tokens - 1, max_tokens or shards.n_tokens)
     batches = evaluation_batches(
         shards,
-        sequence_length or model.config.context_length,
+        length,
         batch_size,
         stride=stride,
         rank=rank,
         world_size=world_size,
-        device=device,
+        device=torch.device(device),
         max_tokens=max_tokens,
         documents=documents,
     )
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), _bar(shards, max_tokens, enabled=progress and rank == 0) as bar:
-            weight_VD = _whole(model.unembedding)
-            for batch in batches:
-                nll_S, targets_S = score(model, batch, weight_VD)
-                nll_sum += nll_S.to(totals_device).double().sum()
-                count_V += torch.bincount(targets_S.to(totals_device), minlength=len(count_V))
-                bar.update(targets_S.numel() * world_size)
-    finally:
-        model.train(was_training)
-        _reshard(model)
-    if world_size > 1:
-        dist.all_reduce(nll_sum)
-        dist.all_reduce(count_V)
-
-    tokens = int(count_V.sum())
+    spelled = None if shards.has_loss_mask else _spelled(shards, tokenizer, model.config.vocab_size)
+    sums = DocumentSums(shards, length, stride or length, batch_size, n_targets, spelled)
+    with evaluating(model) as weight_VD, _bar(shards, max_tokens, enabled=progress and rank == 0) as bar:
+        for i, batch in enumerate(batches):
+            nll_S, targets_S = score(model, batch, weight_VD)
+            sums.add(i * world_size + rank, nll_S.cpu().numpy(), targets_S.cpu().numpy())
+            bar.update(targets_S.numel() * world_size)
+    nats_N, tokens_N, bytes_N = sums.totals(Ranks(rank, world_size))
+    tokens = int(tokens_N.sum())
     if not tokens:
         raise ValueError(
             f"of the {shards.split} split of {shards.directory} no scored token is trained: score more of it"
         )
+    scored_N = tokens_N > 0
+    nll_nats = math.fsum(nats_N[scored_N].tolist())
     if shards.has_loss_mask:
-        return _report(float(nll_sum), tokens, None)
-    n_bytes = shards.n_bytes
-    if partial:
-        spelled = spelled_bytes(count_V, tokenizer or _dataset_tokenizer(shards))
-        n_bytes = round(shards.n_bytes * tokens / shards.n_tokens) if spelled is None else spelled
-    return _report(float(nll_sum), tokens, n_bytes)
+        return {**report(nll_nats, tokens, None), **intervals(nats_N[scored_N], tokens_N[scored_N], None)}
+    if spelled is None:  # the split's average stands for the bytes of each token
+        bytes_N = tokens_N * (shards.n_bytes / shards.n_tokens)
+    n_bytes = shards.n_bytes if n_targets == shards.n_tokens - 1 else round(bytes_N.sum())
+    found = intervals(nats_N[scored_N], tokens_N[scored_N], bytes_N[scored_N])
+    return {**report(nll_nats, tokens, n_bytes), **found}
 
 
-def together(results: list[dict[str, float | int]]) -> dict[str, float | int]:
-    """The report on several splits as if they were one, from the reports on each; bits per byte where all have them."""
-    nll_nats = sum(result["loss"] * result["tokens"] for result in results)
-    n_bytes = None
-    if all("bytes" in result for result in results):
-        n_bytes = int(sum(result["bytes"] for result in results))
-    return _report(nll_nats, int(sum(result["tokens"] for result in results)), n_bytes)
+@contextlib.contextmanager
+def evaluating(model) -> Iterator[torch.Tensor]:
+    """-> the unembedding (V, D), whole. Inside, the model is in evaluation mode and keeps nothing for a backward; after it, it
+    is as it was found. All ranks of a sharded model enter together."""
+    import torch
+
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield _whole(model.unembedding)
+    finally:
+        model.train(was_training)
+        _reshard(model)
 
 
 def score(model, batch: Batch, weight_VD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -167,18 +172,6 @@ def spelled_bytes(count_V: torch.Tensor, tokenizer: Tokenizer) -> int | None:
         return None
 
 
-def _report(nll_nats: float, tokens: int, n_bytes: int | None) -> dict[str, float | int]:
-    loss = nll_nats / tokens
-    try:
-        perplexity = math.exp(loss)
-    except OverflowError:  # a diverged model: above 709 nats a token
-        perplexity = math.inf
-    report = {"perplexity": perplexity, "loss": loss, "tokens": tokens}
-    if n_bytes is None:
-        return report
-    return {"bits_per_byte": nll_nats / math.log(2) / n_bytes, **report, "bytes": n_bytes}
-
-
 def _check(model, shards: Shards, max_tokens: int | None) -> None:
     if shards.n_tokens < 2:
         raise ValueError(
@@ -208,10 +201,17 @@ def _reshard(model) -> None:
         model.reshard()
 
 
-def _dataset_tokenizer(shards: Shards) -> Tokenizer:
+def _spelled(shards: Shards, tokenizer: Tokenizer | None, vocab_size: int) -> SpelledBytes | None:
+    """None where the tokenizer, by default the dataset's own, is not byte-level: its tokens spell no bytes of their own."""
     from grist_data import Tokenizer
+    from grist_eval.document_sums import SpelledBytes
 
-    return Tokenizer.load(shards.directory)
+    tokenizer = tokenizer or Tokenizer.load(shards.directory)
+    try:
+        tokenizer.token_bytes([])
+    except ValueError:  # what token_bytes raises for exactly this reason
+        return None
+    return SpelledBytes(tokenizer, vocab_size)
 
 
 def _bar(shards: Shards, max_tokens: int | None, *, enabled: bool) -> tqdm:

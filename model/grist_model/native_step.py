@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.modules.module import _has_any_global_hook
 
 from grist_kernels import native
-from grist_kernels.native import step
+from grist_kernels.native import packed, step
 from grist_model.layers import Linear, RMSNorm
+from grist_model.quantized_layers import QuantizedLinear
 
 if TYPE_CHECKING:
     from grist_model.attention import Attention
@@ -58,9 +59,16 @@ def _few(x_BTD: Tensor) -> bool:
 
 
 def _projections(*linears: Linear | QuantizedLinear) -> list[step.Projection] | None:
-    if not all(_bare(linear, Linear) and native.holds(linear.weight, linear.bias) for linear in linears):
+    found = [projection for linear in linears if (projection := _projection(linear)) is not None]
+    return found if len(found) == len(linears) else None
+
+
+def _projection(linear: Linear | QuantizedLinear) -> step.Projection | None:
+    if not native.holds(linear.bias):
         return None
-    return [step.Projection(linear.weight, linear.bias) for linear in linears]
+    if _bare(linear, QuantizedLinear):
+        return step.Projection(linear.packed, linear.bias) if packed.holds(linear.packed) else None
+    return step.Projection(linear.weight, linear.bias) if _bare(linear, Linear) and native.holds(linear.weight) else None
 
 
 def _bare(module, kind: type) -> bool:

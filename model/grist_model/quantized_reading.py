@@ -210,10 +210,13 @@ def _linear(module: str, scheme: Scheme, shapes: Mapping[str, Shape], dtype: tor
     shape = tuple(read(module + SHAPE, _EVERYTHING).tolist()) if packs else shapes[codes]
     _check_parts(module, scheme, shape, {name: shapes[name] for name in parts})
 
-    def read_rows(stored: Read, rows: slice) -> Tensor:
-        return _packed_weight(scheme, module, stored, rows, shape).dequantise()
+    def packed(stored: Read, rows: slice) -> PackedWeight:
+        return _packed_weight(scheme, module, stored, rows, shape)
 
-    return Packed(parts, shape, dtype or torch.float32, read_rows)
+    def read_rows(stored: Read, rows: slice) -> Tensor:
+        return packed(stored, rows).dequantise()
+
+    return Packed(parts, shape, dtype or torch.float32, read_rows, packed)
 
 
 def _packed_weight(scheme: Scheme, module: str, stored: Read, rows: slice, shape: Shape) -> PackedWeight:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 import tiny_house
+import torch
 from family_shapes import model_of
 
 import grist_model
@@ -78,10 +79,20 @@ def healthy(port: int) -> bool:
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
-    """A directory that chats, its model and its tokenizer. Nothing ends a text: every answer is as long as was asked for."""
+    """A directory that chats, its model and its tokenizer.
+
+    The model says ASCII: of half a character servers show different things. Nor does it end a text: every answer is as long as
+    was asked for.
+    """
     tokenizer = tiny_house.tokenizer(400)
     tokenizer.chat_template = read_template("plain")
     directory, model = tmp_path_factory.mktemp("served") / "model", model_of("llama", "plain")
+    special = set(tokenizer.special_tokens.values())
+    with torch.no_grad():
+        for token in range(model.config.vocab_size):
+            known = token < tokenizer.vocab_size and token not in special
+            if not known or not tokenizer.token_bytes([token]).isalpha():  # bytes: of ASCII letters alone
+                model.head.weight[token] = 0  # the best of the others is above 0
     grist_model.save(model, directory, tokenizer)
     return directory, model, tokenizer
 
@@ -114,7 +125,7 @@ def test_a_prompt_is_continued_as_by_us(served, house):
     exec(code, page)
     prompt = "The miller's daughter carried the"
     ours = grist_model.generate(model, tokenizer.encode(prompt), max_new_tokens=24, temperature=0)
-    assert same_text(page["ask"](prompt, url, name), tokenizer.decode(ours))
+    assert page["ask"](prompt, url, name) == tokenizer.decode(ours)
 
 
 def test_messages_are_answered_as_by_us(served, house):
@@ -128,14 +139,7 @@ def test_messages_are_answered_as_by_us(served, house):
         said = json.load(answer)["choices"][0]["message"]["content"]
     prompt = conversation_ids(tokenizer, tokenizer.chat_template, MESSAGES)
     ours = grist_model.generate(model, prompt, max_new_tokens=NEW, temperature=0)
-    assert same_text(said, tokenizer.decode(ours))
-
-
-def same_text(theirs: str, ours: str) -> bool:
-    """What is no whole character is shown as one sign by us, and as one or several, or at the end not at all, by others."""
-    theirs, ours = (re.sub("\ufffd+", "\ufffd", text).strip("\ufffd ") for text in (theirs, ours))
-    assert len(ours) >= 3
-    return theirs == ours
+    assert said == tokenizer.decode(ours)
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
@@ -146,5 +150,5 @@ def test_it_is_measured(served, tmp_path, api):
     assert main([*arguments, "--prompts", "6", "--outputs", str(NEW), "--out", str(out)]) == 0
     found = json.loads(out.read_text())["summary"]
     assert (found["answered"], found["errors"]) == (4, {})
-    assert 0 < found["output_tokens"] <= 4 * NEW
+    assert found["output_tokens"] == 4 * NEW
     assert found["first_token_ms"]["p50"] > 0

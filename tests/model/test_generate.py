@@ -55,7 +55,7 @@ def test_cache_gives_the_logits_of_the_whole_sequence(make_model, ids):
         whole = model(ids)
         pieces = [model(piece, cache=cache) for piece in ids.split([5, 1, 7, 1, 10], dim=1)]
     for piece, end in zip(pieces, [4, 5, 12, 13, 23], strict=True):
-        torch.testing.assert_close(piece[:, 0], whole[:, end])
+        torch.testing.assert_close(piece[:, 0], whole[:, end], rtol=1e-5, atol=3e-5)
     with pytest.raises(ValueError, match="24 slots, 24 of them used: no room for 1 more"):
         model(ids[:, :1], cache=cache)
 

@@ -81,13 +81,13 @@ def race(
     for number in range(repetitions):
         first = number % len(right)
         for name in right[first:] + right[:first]:
-            texts[name].append(_quiet_text(contestants[name], prompt, count, until))
+            texts[name].append(quiet_text(contestants[name], prompt, count, until))
     rows = []
     for what, tokens in (("prefill", len(prompt)), ("decode", 1)):
-        base_ms = _row(texts[BASE], what, tokens)["ms"]
+        base_ms = timings(texts[BASE], what, tokens)["ms"]
         for name, ids in checked.items():
             if name in right:
-                row = _row(texts[name], what, tokens)
+                row = timings(texts[name], what, tokens)
                 row["ratio"] = base_ms / row["ms"]
             else:
                 at = next(i for i, (a, b) in enumerate(zip(ids, checked[BASE], strict=True)) if a != b)
@@ -96,7 +96,7 @@ def race(
     return rows
 
 
-def _quiet_text(write: Contestant, prompt: list[int], count: int, until: float) -> tuple[Text, float | None]:
+def quiet_text(write: Contestant, prompt: list[int], count: int, until: float) -> tuple[Text, float | None]:
     """A text, and how many cores others used meanwhile. One that was disturbed is written again, as long as there is time."""
     while True:
         wait_until_quiet(until)
@@ -107,7 +107,7 @@ def _quiet_text(write: Contestant, prompt: list[int], count: int, until: float) 
             return text, others
 
 
-def _row(texts: list[tuple[Text, float | None]], what: str, tokens: int) -> Row:
+def timings(texts: list[tuple[Text, float | None]], what: str, tokens: int) -> Row:
     known = [others for _, others in texts if others is not None]
     quiet = [text for text, others in texts if others is None or others <= QUIET_CORES]
     ms = sorted(

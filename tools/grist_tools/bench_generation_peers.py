@@ -46,9 +46,9 @@ def contestants(kind: str, layers: int, width: int, vocab_size: int, context: in
     """
     theirs = _transformers_model(kind, layers, width, vocab_size, context)
     return {
-        OURS: _ours(_same_model(theirs)),
-        BASE: _of_transformers(theirs, "static"),
-        "transformers, dynamic cache": _of_transformers(theirs, "dynamic"),
+        OURS: of_model(_same_model(theirs)),
+        BASE: of_transformers(theirs, "static"),
+        "transformers, dynamic cache": of_transformers(theirs, "dynamic"),
     }
 
 
@@ -93,7 +93,7 @@ def _same_model(theirs: Any) -> Transformer:
         return load(folder)
 
 
-def _ours(model: Transformer) -> Contestant:
+def of_model(model: Transformer) -> Contestant:
     from grist_model import generate
 
     def run(prompt: list[int], count: int) -> Text:
@@ -125,7 +125,7 @@ class _Listener:
         self.seconds = self.seconds[1:]
 
 
-def _of_transformers(model: Any, cache: str) -> Contestant:
+def of_transformers(model: Any, cache: str) -> Contestant:
     import torch
 
     def run(prompt: list[int], count: int) -> Text:

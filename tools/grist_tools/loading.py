@@ -15,6 +15,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="DIR", help="model directory, as runs/NAME/model, or hf://owner/name")
     parser.add_argument("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
+    parser.add_argument(
+        "--quantized",
+        action="store_true",
+        help="run quantized weights as they are stored; --dtype is then that of the activations and of all the rest",
+    )
 
 
 def open_model(options: argparse.Namespace) -> tuple[Any, Tokenizer, str]:
@@ -22,7 +27,7 @@ def open_model(options: argparse.Namespace) -> tuple[Any, Tokenizer, str]:
 
     Raises:
         FileNotFoundError: the directory, its config.json, its weights or its tokenizer is not there.
-        ValueError: a file in it does not fit, or there is no such device.
+        ValueError: a file in it does not fit, there is no such device, or --quantized and nothing in it is quantized.
     """
     import torch
 
@@ -36,4 +41,5 @@ def open_model(options: argparse.Namespace) -> tuple[Any, Tokenizer, str]:
         raise FileNotFoundError(f"{directory} is not a portable model directory: it holds no config.json")
     device = pick_device(options.device)
     tokenizer = Tokenizer.load(directory)
-    return load(directory, dtype=getattr(torch, options.dtype), device=device), tokenizer, device
+    dtype = getattr(torch, options.dtype)
+    return load(directory, dtype=dtype, device=device, quantized=options.quantized), tokenizer, device

@@ -1,4 +1,5 @@
-"""The experts with MXFP4 weights in plain PyTorch: an expert that some token chose is dequantised, used, and forgotten.
+"""The experts with MXFP4 weights in plain PyTorch: an expert that some token chose is dequantised, used, and forgotten. A few
+tokens on a CPU read the weights as they are, in C.
 
 T tokens, D model width, E experts, A active experts per token, F expert width, R = T * A rows sorted by expert.
 
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from grist_kernels.moe.pytorch_fast import sort_by_expert
 from grist_kernels.moe_mxfp4.dequantise import dequantise_mxfp4
+from grist_kernels.native import moe as native
+from grist_kernels.quantized import Mxfp4Weight
 from grist_kernels.swiglu.reference import swiglu
 
 
@@ -39,6 +42,10 @@ def moe_mxfp4(
     interleaved: bool,
 ) -> Tensor:
     """As grist_kernels.moe_mxfp4."""
+    gate_up, down = Mxfp4Weight(gate_up_blocks, gate_up_scales), Mxfp4Weight(down_blocks, down_scales)
+    if native.fits_packed(x, expert_ids, gate_up, down):
+        options = {"alpha": alpha, "limit": limit, "interleaved": interleaved}
+        return native.moe(x, expert_ids, expert_weights, gate_up, down, b_gate_up, b_down, **options)
     run = torch.ops.grist.moe_mxfp4 if torch.compiler.is_compiling() else _experts
     return run(
         x, expert_ids, expert_weights, gate_up_blocks, gate_up_scales, down_blocks, down_scales, b_gate_up, b_down, alpha,

@@ -2,6 +2,7 @@
 
    Pairs of a token and an expert are sorted by expert, so that tokens which share one read its weights together. T tokens,
    A active experts per token, P = T A pairs, D model width, F expert width. */
+#include "packed.h"
 #include "pieces.h"
 #include "products.h"
 
@@ -12,7 +13,7 @@ typedef struct {
     void *out;             /* (T, D), in x's type */
     const int64_t *ids;    /* (T, A) */
     const float *weights;  /* (T, A) */
-    Weight gate_up, down;  /* (E D, 2 F) and (E F, D): those of an expert are neighbours */
+    Weight gate_up, down;  /* (E D, 2 F) and (E F, D), or packed (E 2 F, D) and (E D, F): those of an expert are neighbours */
     const void *b_gate_up, *b_down; /* (E, 2 F) and (E, D) in x's type, or NULL */
     int64_t kind, tokens, active, D, F, threads;
     Activation activation;
@@ -63,9 +64,10 @@ static void sort_pairs(Work *work) {
     }
 }
 
-static Weight of_expert(Weight w, int64_t row) {
-    w.data = (const char *)w.data + row * w.stride * (w.kind == FLOAT32 ? 4 : 2);
-    return w;
+/* out += x W of an expert, for some of its outputs. Weights that lie inputs first, or, packed, outputs first. */
+static void add_product(Weight w, int64_t expert, const Rows *rows, int64_t inputs, int64_t outputs, int64_t first, int64_t last) {
+    if (w.group) add_outputs(rows_further(w, expert * outputs, inputs), rows, inputs, first, last);
+    else add_rows(rows_further(w, expert * inputs, outputs), rows, inputs, first, last);
 }
 
 /* hidden[columns] = bias + x W of a group, for the columns first to last of 2 F. */
@@ -80,7 +82,7 @@ static void gate_up_columns(const Work *work, const Group *group, int64_t first,
         for (int64_t i = first; i < last; i++)
             rows.out[m][i] = call->b_gate_up ? value_at(call->b_gate_up, call->kind, group->expert * F2 + i) : 0.0f;
     }
-    add_rows(of_expert(call->gate_up, group->expert * call->D), &rows, call->D, first, last);
+    add_product(call->gate_up, group->expert, &rows, call->D, F2, first, last);
 }
 
 /* The activations first to last of a group, times the pairs' weights: all that the second product needs of the first. */
@@ -112,7 +114,7 @@ static void down_columns(const Work *work, int64_t first, int64_t last) {
             for (int64_t i = first; i < last && call->b_down; i++)
                 rows.out[m][i] += call->weights[pair] * value_at(call->b_down, call->kind, group->expert * call->D + i);
         }
-        add_rows(of_expert(call->down, group->expert * call->F), &rows, call->F, first, last);
+        add_product(call->down, group->expert, &rows, call->F, call->D, first, last);
     }
 }
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from struct import Struct
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from grist_kernels import native
 from grist_kernels.moe.ids import check_ids
+from grist_kernels.native import packed
 from grist_kernels.native.linear import WEIGHT, weight_fields
+
+if TYPE_CHECKING:
+    from grist_kernels.quantized import PackedWeight
 
 MOST_PAIRS = 64
 ACTIVATION = "qqqdd"  # `Activation` of pieces.h
@@ -31,12 +36,18 @@ def fits(x: Tensor, expert_ids: Tensor, w_gate_up: Tensor, w_down: Tensor) -> bo
     )
 
 
+def fits_packed(x: Tensor, expert_ids: Tensor, gate_up: PackedWeight, down: PackedWeight) -> bool:
+    """As `fits`, for packed weights (E, 2F, D) and (E, D, F)."""
+    few = 0 < expert_ids.numel() <= min(MOST_PAIRS, 4 * down.shape[0])
+    return few and packed.holds(gate_up) and packed.holds(down) and native.takes(x)
+
+
 def moe(
     x: Tensor,
     expert_ids: Tensor,
     expert_weights: Tensor,
-    w_gate_up: Tensor,
-    w_down: Tensor,
+    w_gate_up: Tensor | PackedWeight,
+    w_down: Tensor | PackedWeight,
     b_gate_up: Tensor | None,
     b_down: Tensor | None,
     *,
@@ -44,9 +55,15 @@ def moe(
     limit: float | None,
     interleaved: bool,
 ) -> Tensor:
-    """As grist_kernels.moe, for contiguous weights."""
+    """As grist_kernels.moe, for contiguous weights; packed ones lie outputs first."""
     check_ids(expert_ids, w_down.shape[0])
-    (T, A), (_, F, D) = expert_ids.shape, w_down.shape
+    (T, A), D = expert_ids.shape, x.shape[1]
+    if isinstance(w_gate_up, Tensor) and isinstance(w_down, Tensor):
+        F = w_down.shape[1]
+        weights_fields = (*weight_fields(w_gate_up, 2 * F), *weight_fields(w_down, D))
+    else:
+        F = w_down.shape[2]
+        weights_fields = (*packed.weight_fields(w_gate_up), *packed.weight_fields(w_down))
     x, ids, weights = x.contiguous(), expert_ids.long().contiguous(), expert_weights.float().contiguous()
     biases = [None if bias is None else bias.contiguous() for bias in (b_gate_up, b_down)]
     out = torch.empty_like(x)
@@ -55,7 +72,7 @@ def moe(
         "grist_moe",
         _CALL.pack(
             x.data_ptr(), out.data_ptr(), ids.data_ptr(), weights.data_ptr(),
-            *weight_fields(w_gate_up, 2 * F), *weight_fields(w_down, D), *pointers,
+            *weights_fields, *pointers,
             native.KINDS[x.dtype], T, A, D, F, torch.get_num_threads(),
             *activation_fields(alpha, limit, interleaved),
         ),

@@ -189,3 +189,17 @@ Weight rows_further(Weight w, int64_t rows, int64_t columns) {
     }
     return w;
 }
+
+#define OUTPUTS_AT_A_TIME 64
+
+void add_outputs(Weight w, const Rows *rows, int64_t columns, int64_t first, int64_t last) {
+    float sums[MOST_ADDED][OUTPUTS_AT_A_TIME];
+    for (int64_t begin = first; begin < last; begin += OUTPUTS_AT_A_TIME) {
+        const int64_t count = last - begin < OUTPUTS_AT_A_TIME ? last - begin : OUTPUTS_AT_A_TIME;
+        Rows some = *rows;
+        for (int m = 0; m < rows->rows; m++) some.out[m] = sums[m];
+        dot_rows(rows_further(w, begin, columns), &some, columns, 0, count);
+        for (int m = 0; m < rows->rows; m++)
+            for (int64_t i = 0; i < count; i++) rows->out[m][begin + i] += sums[m][i];
+    }
+}
