@@ -73,7 +73,8 @@ def bits_per_byte(
 
     Returns:
         `bits_per_byte`; `perplexity` per token; `loss` in nats per token; `tokens` scored; `bytes` of their text. Of a split
-        with a loss mask `loss`, `perplexity` and `tokens`. Beside them what `document_figures.intervals` says of its documents.
+        with a loss mask `loss`, `perplexity` and `tokens`. Of others also what `document_figures.intervals` says of their
+        documents.
 
     Raises:
         ValueError: the split holds fewer than two tokens, `max_tokens` is below 1 or leaves no trained token, or the
@@ -115,7 +116,7 @@ def bits_per_byte(
     scored_N = tokens_N > 0
     nll_nats = math.fsum(nats_N[scored_N].tolist())
     if shards.has_loss_mask:
-        return {**report(nll_nats, tokens, None), **intervals(nats_N[scored_N], tokens_N[scored_N], None)}
+        return report(nll_nats, tokens, None)
     if spelled is None:  # the split's average stands for the bytes of each token
         bytes_N = tokens_N * (shards.n_bytes / shards.n_tokens)
     n_bytes = shards.n_bytes if n_targets == shards.n_tokens - 1 else round(bytes_N.sum())

@@ -32,9 +32,7 @@ def perplexity_of(loss: float) -> float:
         return math.inf
 
 
-def intervals(
-    nats_D: np.ndarray, tokens_D: np.ndarray, bytes_D: np.ndarray | None, seed: int = 0
-) -> dict[str, float | int]:
+def intervals(nats_D: np.ndarray, tokens_D: np.ndarray, bytes_D: np.ndarray, seed: int = 0) -> dict[str, float | int]:
     """`documents`, and of two or more: NAME_stderr, NAME_low and NAME_high of bits per byte and of perplexity.
 
     The bootstrap over documents (Efron, 1979; the percentile interval of 95 %): documents are drawn as many times as there
@@ -45,11 +43,12 @@ def intervals(
     found: dict[str, float | int] = {"documents": len(nats_D)}
     if len(nats_D) < 2:
         return found
-    columns = [nats_D, tokens_D] if bytes_D is None else [nats_D, tokens_D, bytes_D]
-    nats_R, tokens_R, *bytes_R = _resampled(np.stack(columns, axis=1, dtype=np.float64), seed).T
-    drawn = {"perplexity": np.array([perplexity_of(loss) for loss in (nats_R / tokens_R).tolist()])}
-    if bytes_R:
-        drawn = {"bits_per_byte": nats_R / math.log(2) / bytes_R[0], **drawn}
+    sums_DK = np.stack([nats_D, tokens_D, bytes_D], axis=1, dtype=np.float64)
+    nats_R, tokens_R, bytes_R = _resampled(sums_DK, seed).T
+    drawn = {
+        "bits_per_byte": nats_R / math.log(2) / bytes_R,
+        "perplexity": np.array([perplexity_of(loss) for loss in (nats_R / tokens_R).tolist()]),
+    }
     for name, values_R in drawn.items():
         if np.isfinite(values_R).all():
             low, high = np.percentile(values_R, PERCENTILES).tolist()
@@ -63,8 +62,9 @@ def _resampled(sums_DK: np.ndarray, seed: int) -> np.ndarray:
 
     draw = np.random.default_rng(seed)
     n = len(sums_DK)
-    # How often each was drawn, then one product: a third of the time of gathering rows, and memory for one resample.
-    return np.stack([np.bincount(draw.integers(n, size=n), minlength=n) @ sums_DK for _ in range(RESAMPLES)])
+    # How often each was drawn, then one product: memory for one resample. Of sums that are not finite nothing is.
+    with np.errstate(invalid="ignore"):
+        return np.stack([np.bincount(draw.integers(n, size=n), minlength=n) @ sums_DK for _ in range(RESAMPLES)])
 
 
 def figures(nats_D: np.ndarray, tokens_D: np.ndarray, bytes_D: np.ndarray) -> dict[str, float | int]:
@@ -83,7 +83,8 @@ def together(results: list[dict[str, float | int]]) -> dict[str, float | int]:
     if all("bytes" in result for result in results):
         n_bytes = int(sum(result["bytes"] for result in results))
     whole = report(nll_nats, int(sum(result["tokens"] for result in results)), n_bytes)
-    whole["documents"] = int(sum(result["documents"] for result in results))
+    if all("documents" in result for result in results):
+        whole["documents"] = int(sum(result["documents"] for result in results))
     if n_bytes and all("bits_per_byte_stderr" in result for result in results):
         parts = [result["bits_per_byte_stderr"] * result["bytes"] / n_bytes for result in results]
         whole["bits_per_byte_stderr"] = math.hypot(*parts)

@@ -90,7 +90,9 @@ class DocumentSums:
         batches: the same bits on any number of ranks."""
         nats_N = np.zeros(len(self._ends_N))
         tokens_N, bytes_N = np.zeros(len(nats_N), np.int64), np.zeros(len(nats_N), np.int64)
-        parts = sorted((part for of_rank in ranks.gathered(self._parts) for part in of_rank), key=lambda part: part.batch)
+        parts = sorted(
+            (part for of_rank in ranks.gathered(self._parts) for part in of_rank), key=lambda part: part.batch
+        )
         for part in parts:
             span = slice(part.first, part.first + len(part.nats))
             nats_N[span] += part.nats

@@ -43,7 +43,9 @@ def check_documents(sources: TextSources) -> int:
     count = sum(1 for _ in sifted(_found(sources)))
     if not count:
         names = ", ".join(map(str, [*sources.texts, *sources.rows]))
-        raise ValueError(f"no documents in {names or 'no files'}: expected texts, or JSON lines with {sources.text_column!r}")
+        raise ValueError(
+            f"no documents in {names or 'no files'}: expected texts, or JSON lines with {sources.text_column!r}"
+        )
     return count
 
 

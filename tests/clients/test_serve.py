@@ -88,6 +88,7 @@ def house(tmp_path_factory):
     tokenizer.chat_template = read_template("plain")
     directory, model = tmp_path_factory.mktemp("served") / "model", model_of("llama", "plain")
     special = set(tokenizer.special_tokens.values())
+    assert model.head is not None
     with torch.no_grad():
         for token in range(model.config.vocab_size):
             known = token < tokenizer.vocab_size and token not in special

@@ -14,7 +14,7 @@ import sys
 import traceback
 
 # Importing takes ten seconds: once, here. An engine does not go without traces: each has a process, forked from this one.
-import vllm
+import vllm  # pyright: ignore[reportMissingImports]
 
 SHOWN = 3000
 

@@ -1,7 +1,7 @@
 """Faults that happen to long runs, done to a short one: it goes on to the losses of a run that nothing happened to, or ends
 with a verdict and an exit code.
 
-GRIST_FAULT_SEEDS=20 kills twenty runs at random steps instead of two.
+GRIST_FAULT_SEEDS=20 kills twenty runs at random steps instead of one.
 """
 
 from __future__ import annotations

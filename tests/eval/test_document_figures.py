@@ -46,9 +46,7 @@ def test_one_document_and_a_model_that_diverged_have_no_interval():
 
 def test_splits_together_have_the_error_of_independent_parts():
     draw = np.random.default_rng(3)
-    parts = [
-        figures(draw.normal(mean, 20, n), np.full(n, 40), np.full(n, 100)) for mean, n in ((150, 300), (220, 500))
-    ]
+    parts = [figures(draw.normal(mean, 20, n), np.full(n, 40), np.full(n, 100)) for mean, n in ((150, 300), (220, 500))]
     both = together(parts)
     assert both["documents"] == 800
     assert both["bits_per_byte"] == pytest.approx((parts[0]["bits_per_byte"] * 3 + parts[1]["bits_per_byte"] * 5) / 8)

@@ -7,7 +7,8 @@ from itertools import pairwise
 import pytest
 from streaming_server import STEP_SECONDS, WAIT_SECONDS, WORDS, chunk, streaming_server, whole_answer
 
-from grist_tools.endpoint import Heard, address, schedule, summary
+from grist_tools.endpoint import summary
+from grist_tools.endpoint_load import Heard, address, schedule
 from grist_tools.profile_latency import main
 
 

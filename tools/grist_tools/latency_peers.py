@@ -7,6 +7,7 @@ to get it.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import tempfile
@@ -58,7 +59,8 @@ def transformers_peer(setting: Setting) -> Iterator[Contestant]:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     dtype = getattr(torch, setting.dtype)
-    model = transformers.AutoModelForCausalLM.from_pretrained(setting.directory, dtype=dtype).eval().to(setting.device)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(setting.directory, dtype=dtype)
+    model.eval().to(setting.device)
     device = torch.device(setting.device)
 
     def answer(prompts: list[list[int]], output: int) -> Answer:
@@ -100,7 +102,7 @@ def llamacpp_server(gguf: Path, batch: int, tokens: int, threads: int) -> Iterat
     Raises ImportError without the package.
     """
     try:
-        import xllamacpp
+        xllamacpp: Any = importlib.import_module("xllamacpp")  # its names are in a library that no type checker reads
     except ImportError as error:
         raise ImportError("--against llamacpp needs it: pip install xllamacpp==2026.10.11549") from error
     params = xllamacpp.CommonParams()

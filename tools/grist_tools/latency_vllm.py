@@ -16,7 +16,7 @@ import time
 
 
 def answer(engine, prompts, output):
-    from vllm import SamplingParams
+    from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
     settings = SamplingParams(temperature=0.0, max_tokens=output, ignore_eos=True, detokenize=False)
     started = time.perf_counter()
@@ -34,7 +34,7 @@ def answer(engine, prompts, output):
 def serve(settings):
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    from vllm import LLM
+    from vllm import LLM  # pyright: ignore[reportMissingImports]
 
     engine = LLM(**settings).llm_engine
     print("{}", file=answers, flush=True)  # ready
