@@ -48,7 +48,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-gpu test-clients bench bench-data bench-generation bench-training bench-eval bench-gpu profile export chat report docs lint clean
+.PHONY: help setup train test test-gpu test-clients bench bench-data bench-generation bench-training bench-eval bench-gpu profile export chat compare report docs lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -74,7 +74,7 @@ test: setup  ## everything that a CPU can prove; Triton's kernels are interprete
 test-gpu: setup  ## the same operations on CUDA (SETUP=0 needs torch, triton, numpy and pytest alone)
 	TRITON_INTERPRET=0 $(PYTHON) -m pytest -q -m gpu $(GPU_TESTS) $(ARGS)
 
-# GRIST_TRANSFORMERS4_PYTHON=/path/to/python, with torch, safetensors and transformers 4.57, also shows every family to version 4.
+# docs/how-to/clients.md: GRIST_TRANSFORMERS4_PYTHON, GRIST_VLLM_PYTHON and GRIST_SERVE_PYTHON name other environments.
 test-clients: setup  ## our files in other people's software
 	$(PYTHON) -m pytest -q -m clients $(ARGS)
 
@@ -104,6 +104,9 @@ export: setup  ## a trained model in another format (MODEL, FORMAT, OUT)
 
 chat: setup  ## talk to a trained model (MODEL)
 	$(PYTHON) -m grist_tools.chat $(MODEL) $(ARGS)
+
+compare: setup  ## variants of a model side by side (MODEL, ARGS="exports/int8 --data DATASET")
+	$(PYTHON) -m grist_tools.compare $(MODEL) $(ARGS)
 
 report: setup  ## a run as one HTML page: runs/RUN/report.html
 	$(PYTHON) -m grist_tools.report runs/$(RUN) $(ARGS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from grist_eval.document_figures import intervals, report, together
 
@@ -35,6 +35,7 @@ def bits_per_byte(
     batch_size: int = 8,
     rank: int = 0,
     world_size: int = 1,
+    group: Any = None,
     max_tokens: int | None = None,
     device: torch.device | str = "cpu",
     tokenizer: Tokenizer | None = None,
@@ -66,6 +67,7 @@ def bits_per_byte(
         sequence_length: window in tokens; the model's context length when not given.
         stride: tokens between window starts; `sequence_length` (no overlap) when not given.
         batch_size: windows a rank runs at once.
+        group: of the ranks that exchange sums on the host; the default one when not given.
         max_tokens: score only this many tokens, for a quick look during training.
         tokenizer: counts the bytes of documents; the dataset's own is loaded when not given.
         documents: keep attention and positions inside documents, as a model trained with document masks expects.
@@ -107,7 +109,7 @@ def bits_per_byte(
             nll_S, targets_S = score(model, batch, weight_VD)
             sums.add(i * world_size + rank, nll_S.cpu().numpy(), targets_S.cpu().numpy())
             bar.update(targets_S.numel() * world_size)
-    nats_N, tokens_N, bytes_N = sums.totals(Ranks(rank, world_size))
+    nats_N, tokens_N, bytes_N = sums.totals(Ranks(rank, world_size, group))
     tokens = int(tokens_N.sum())
     if not tokens:
         raise ValueError(

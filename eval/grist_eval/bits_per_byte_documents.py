@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 4096
 CACHE_NAME = "bits_per_byte"
-_STREAMS_A_RANK = 8  # between two meetings of the ranks
+_STREAMS_A_RANK = 4  # between two meetings of the ranks
 
 
 def bits_per_byte_of_documents(
@@ -41,6 +41,7 @@ def bits_per_byte_of_documents(
     batch_tokens: int = BATCH_TOKENS,
     rank: int = 0,
     world_size: int = 1,
+    group: Any = None,
     cache: str | Path | None = None,
     model_key: str | None = None,
     done: Callable[[TextDocument, Figures], Any] | None = None,
@@ -59,6 +60,7 @@ def bits_per_byte_of_documents(
     Args:
         sequence_length: of windows; the model's context length when not given. stride: `sequence_length` when not given.
         batch_tokens: ids of a stream, about; at least one window.
+        group: of the ranks that exchange sums on the host; the default one when not given.
         cache: directory of documents that are known; model_key tells models apart in it, and is needed with it.
         done: is told each document and its figures, in order (on every rank).
         total: how many documents there are, for the bar that `progress` draws on stderr (on rank 0).
@@ -82,7 +84,7 @@ def bits_per_byte_of_documents(
     if cache is not None and model_key is None:
         raise ValueError("a cache needs model_key, which tells the results of this model from those of others")
     how = How(start_id(tokenizer), length, stride, batch_tokens, cache is not None)
-    ranks, totals = Ranks(rank, world_size), _Totals()
+    ranks, totals = Ranks(rank, world_size, group), _Totals()
     store = None if cache is None else ResultCache(cache, str(model_key), CACHE_NAME)
     with (
         contextlib.closing(store) if store else contextlib.nullcontext(),

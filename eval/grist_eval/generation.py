@@ -8,20 +8,19 @@ Input is a JSONL file of prompts with reference continuations:
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
 from grist_eval.completion import GREEDY, complete, describe
+from grist_eval.faults import sifted
+from grist_eval.text_documents import json_object
 from grist_model.generate import Sampling
 
 if TYPE_CHECKING:
     from grist_data import Tokenizer
-
-BAD_ROWS_SHOWN = 10
 
 
 class Example(NamedTuple):
@@ -36,30 +35,23 @@ def read_examples(path: str | Path) -> list[Example]:
         FileNotFoundError: there is no such file.
         ValueError: naming `file:line` of every bad row (the first ten), or that there are no rows.
     """
-    examples: list[Example] = []
-    faults: list[str] = []
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            examples.append(_parse(line))
-        except ValueError as error:
-            faults.append(f"{path}:{number}: {error}")
-    if faults:
-        more = f"\n... and {len(faults) - BAD_ROWS_SHOWN} more" if len(faults) > BAD_ROWS_SHOWN else ""
-        raise ValueError(f"{len(faults)} bad row(s):\n" + "\n".join(faults[:BAD_ROWS_SHOWN]) + more)
+    examples = list(sifted(_found(path)))
     if not examples:
         raise ValueError(f"{path}: no rows; expected JSON lines with a 'prompt' and 'references'")
     return examples
 
 
+def _found(path: str | Path) -> Iterator[Example | ValueError]:
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
+        if line.strip():
+            try:
+                yield _parse(line)
+            except ValueError as error:
+                yield ValueError(f"{path}:{number}: {error}")
+
+
 def _parse(line: bytes) -> Example:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"not a line of JSON in UTF-8 ({error})") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"expected an object with 'prompt' and 'references', got {type(row).__name__}")
+    row = json_object(line)
     prompt = row.get("prompt")
     if not isinstance(prompt, str):
         raise ValueError(f"expected 'prompt' to be a string, got {prompt!r}")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from grist_eval.faults import sifted
 
@@ -89,7 +89,7 @@ def _row(line: bytes, where: str, domain: str, sources: TextSources) -> TextDocu
     return TextDocument(text, domain, where)
 
 
-def json_object(line: bytes) -> dict[str, object]:
+def json_object(line: bytes) -> dict[str, Any]:
     """A line of a file as the object that it spells. Raises ValueError for anything else."""
     try:
         row = json.loads(line.decode("utf-8"))
@@ -100,7 +100,7 @@ def json_object(line: bytes) -> dict[str, object]:
     return row
 
 
-def _string(row: dict[str, object], column: str) -> str:
+def _string(row: dict[str, Any], column: str) -> str:
     if column not in row:
         raise ValueError(f"no column {column!r}; the columns are {', '.join(row)}")
     value = row[column]

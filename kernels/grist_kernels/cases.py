@@ -48,7 +48,9 @@ class Case:
 
     def _placed(self, name: str, value: Any, dtype: torch.dtype, device: str | torch.device) -> Any:
         if isinstance(value, PackedWeight):
-            return value.mapped(lambda part: torch.empty_strided(part.shape, part.stride(), dtype=part.dtype, device=device).copy_(part))
+            return value.mapped(
+                lambda part: torch.empty_strided(part.shape, part.stride(), dtype=part.dtype, device=device).copy_(part)
+            )
         if not isinstance(value, Tensor):
             return value
         if not value.is_floating_point():

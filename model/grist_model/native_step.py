@@ -64,11 +64,13 @@ def _projections(*linears: Linear | QuantizedLinear) -> list[step.Projection] | 
 
 
 def _projection(linear: Linear | QuantizedLinear) -> step.Projection | None:
-    if not native.holds(linear.bias):
+    if not native.holds(linear.bias) or not _bare(linear, type(linear)):
         return None
-    if _bare(linear, QuantizedLinear):
+    if isinstance(linear, QuantizedLinear):
         return step.Projection(linear.packed, linear.bias) if packed.holds(linear.packed) else None
-    return step.Projection(linear.weight, linear.bias) if _bare(linear, Linear) and native.holds(linear.weight) else None
+    return (
+        step.Projection(linear.weight, linear.bias) if _bare(linear, Linear) and native.holds(linear.weight) else None
+    )
 
 
 def _bare(module, kind: type) -> bool:

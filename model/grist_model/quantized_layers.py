@@ -6,7 +6,7 @@ R tokens, D model width, E experts, A active experts per token, F expert width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,7 @@ class QuantizedExperts(_Packed):
 
     def forward(self, x_RD: Tensor, ids_RA: Tensor, weights_RA: Tensor) -> Tensor:
         gate_up, down = self._weights["gate_up"], self._weights["down"]
-        options = {"alpha": self.alpha, "limit": self.limit}
+        options: dict[str, Any] = {"alpha": self.alpha, "limit": self.limit}
         if isinstance(gate_up, Mxfp4Weight) and isinstance(down, Mxfp4Weight):
             packed = (gate_up.blocks, gate_up.scales, down.blocks, down.scales)
             return grist_kernels.moe_mxfp4(x_RD, ids_RA, weights_RA, *packed, self.b_gate_up, self.b_down, **options)

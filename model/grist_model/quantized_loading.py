@@ -44,7 +44,9 @@ def pack_layers(model: Transformer, weights: Weights, device: torch.device) -> s
         taken.update(names)
     left = sorted({piece.name for name in weights.packed for piece in weights.layout.of_theirs[name]} - taken)
     if left:
-        raise ValueError(f"{left[0]} is stored quantized, and only linear layers and experts run so: load it without quantized=True")
+        raise ValueError(
+            f"{left[0]} is stored quantized, and only linear layers and experts run so: load it without quantized=True"
+        )
     return taken
 
 
@@ -85,5 +87,7 @@ def _joined(name: str, found: list[PackedWeight], join: Callable[[list[Tensor]],
     alike = {(each.kind, *((part, t.dtype, t.shape[-1]) for part, t in each.tensors.items())) for each in found}
     kinds = {key[0] for key in alike}
     if len(kinds) > 1 or any(each.tensors.keys() != first.tensors.keys() for each in found):
-        raise ValueError(f"{name}: its parts are quantized in different ways ({', '.join(sorted(kinds))}): load it without quantized=True")
+        raise ValueError(
+            f"{name}: its parts are quantized in different ways ({', '.join(sorted(kinds))}): load it without quantized=True"
+        )
     return type(first)(**{part: join([each.tensors[part] for each in found]) for part in first.tensors})

@@ -182,7 +182,11 @@ def _mxfp4(name: str, shapes: Mapping[str, Shape]) -> Packed:
         return _transposed_experts(packed(stored, rows))
 
     return Packed(
-        dict.fromkeys((name + BLOCKS, name + SCALES), ("U8",)), (E, n_blocks * BLOCK, outputs), torch.bfloat16, read, packed
+        dict.fromkeys((name + BLOCKS, name + SCALES), ("U8",)),
+        (E, n_blocks * BLOCK, outputs),
+        torch.bfloat16,
+        read,
+        packed,
     )
 
 

@@ -45,7 +45,9 @@ class Weights:
     def read_packed(self, hf_name: str) -> PackedWeight:
         """A quantized tensor as it is stored, outputs first. Raises ValueError for one that is stored as plain numbers."""
         if hf_name not in self.packed:
-            raise ValueError(f"{hf_name} is not quantized, but other parts of its layer are: load it without quantized=True")
+            raise ValueError(
+                f"{hf_name} is not quantized, but other parts of its layer are: load it without quantized=True"
+            )
         return self.packed[hf_name].packed(self._stored, EVERYTHING)
 
     def rows_at_once(self, hf_name: str) -> int:

@@ -1,7 +1,8 @@
 """vLLM on directories of ours, in a Python of its own, which GRIST_VLLM_PYTHON names (docs/how-to/clients.md).
 
-Computing in float32 it writes the ids that we write. In bfloat16 rounding decides where two ids are almost equally likely, so
-there each of its ids must be one that ours rates next to the best, given all before it.
+Computing in float32 it writes the ids that we write, in 8 bits too where our activations are rounded as its are. In bfloat16
+rounding decides where two ids are almost equally likely, so there each of its ids must be one that ours rates next to the best,
+given all before it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from family_shapes import SHAPES, model_of
 
 import grist_model
+from grist_model.layers import Linear
 from grist_tools.export import export
 
 PYTHON = os.environ.get("GRIST_VLLM_PYTHON")
@@ -28,7 +30,8 @@ DENSE = ["llama", "qwen3"]
 # family, format of the export, type that vLLM computes in
 CASES = [(family, "float32", "float32") for family in FAMILIES]
 CASES += [(family, "bf16", dtype) for family in FAMILIES for dtype in ("float32", "bfloat16")]
-CASES += [(family, format, "bfloat16") for family in DENSE for format in ("int4", "int8_dynamic")]
+CASES += [(family, "int8_dynamic", "float32") for family in DENSE]
+CASES += [(family, "int4", "bfloat16") for family in DENSE]  # its kernel knows no float32
 
 pytestmark = [
     pytest.mark.clients,
@@ -69,6 +72,19 @@ def written(tmp_path_factory):
     return {case: (directories[case[:2]], prompts, answer) for case, answer in zip(CASES, answers, strict=True)}
 
 
+def round_activations(model) -> None:
+    """What enters a quantized layer becomes 8-bit numbers, with a scale a token, as int8_dynamic has it."""
+
+    def rounded(_module, inputs):
+        (x_BTD,) = inputs
+        scale_BT1 = x_BTD.abs().amax(-1, keepdim=True) / 127
+        return ((x_BTD / scale_BT1).round() * scale_BT1,)
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, Linear) and name != "head":
+            layer.register_forward_pre_hook(rounded)
+
+
 def far_from_best(model, prompt: list[int], new: list[int]) -> float:
     """How much less than the best id at its place ours rates the worst of these, in standard deviations of the logits there."""
     with torch.no_grad():
@@ -83,6 +99,8 @@ def test_it_writes_what_we_write(written, case):
     assert not isinstance(answer, str), answer
     model = grist_model.load(directory, dtype=torch.float32).eval()
     assert [len(new) for new in answer] == [NEW] * len(prompts)
+    if case[1] == "int8_dynamic":
+        round_activations(model)
     if case[2] == "float32":
         assert answer == grist_model.generate(model, prompts, max_new_tokens=NEW, temperature=0)
     else:

@@ -43,7 +43,7 @@ def _native():
 def test_native_products_are_those_of_the_numbers(name, bias, rows):
     weight, x = weight_of(name), torch.randn(rows, 256)
     b = torch.randn(67) if bias else None
-    want = x.double() @ weight.dequantise(torch.float64).T + (b.double() if bias else 0)
+    want = x.double() @ weight.dequantise(torch.float64).T + (0 if b is None else b.double())
     with torch.no_grad():
         got = native_linear.linear(x, weight, b)
     assert_close(name, got, want, atol=2e-6 * float(want.abs().max()))

@@ -1,19 +1,16 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 
 import pytest
-import torch
 from quantized_models import directory_of
 from tiny_house import PARAGRAPHS, dataset
 
 import grist_model
-from grist_data import Tokenizer
 from grist_eval.__main__ import main as evaluate
 from grist_tools.compare import main
-from grist_tools.compare_variants import directory_facts, markdown, text_bits_per_byte
+from grist_tools.compare_variants import directory_facts, markdown
 from grist_tools.export import export
 
 QUIET = ["--device", "cpu", "--repetitions", "0"]
@@ -75,18 +72,13 @@ def test_bits_per_byte_of_a_dataset_are_those_of_the_evaluation(variants, tmp_pa
     assert [row.get("bits_per_byte") for row in again] == [expected, None]
 
 
-def test_bits_per_byte_of_a_text(variants, tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text(PARAGRAPHS[0])  # shorter than the context: one row
-    rows, _ = compared(tmp_path, variants[:1], "--text", str(text))
-    model, tokenizer = grist_model.load(variants[0]), Tokenizer.load(variants[0])
-    ids = tokenizer.encode(PARAGRAPHS[0])
-    with torch.no_grad():
-        log_p = model(torch.tensor([ids]))[0].double().log_softmax(-1)
-    bits = -sum(log_p[at, token].item() for at, token in enumerate(ids[1:])) / math.log(2)
-    expected = bits / (len(PARAGRAPHS[0].encode()) - len(tokenizer.token_bytes(ids[:1])))
-    assert rows[0]["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
-    assert text_bits_per_byte(model, tokenizer, text, "cpu") == pytest.approx(expected, rel=1e-5)
+def test_bits_per_byte_of_a_text_need_no_dataset(variants, tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text("\n".join(PARAGRAPHS))
+    rows, text = compared(tmp_path, variants, "--text", str(file))
+    assert all(1 < row["bits_per_byte"] < 20 for row in rows)
+    assert rows[2]["bits_per_byte"] == pytest.approx(rows[0]["bits_per_byte"], rel=0.05)
+    assert all(f"{row['bits_per_byte']:.4f}" in text for row in rows)
 
 
 def test_tasks_have_a_column_each(variants, tmp_path):
@@ -130,11 +122,12 @@ def test_what_cannot_be_compared_is_told(variants, tmp_path, stranger, capsys):
     for arguments, message in [
         ([str(tmp_path)], "no config.json"),
         ([str(tmp_path / "no.gguf")], "there is no"),
-        ([model, "--data", "d", "--text", "t"], "not both"),
+        ([model, "--data", "d", "--text", "t"], "measured apart"),
         ([model, "--results", str(tmp_path / "no.json")], "no report of grist_eval"),
         ([model, "--results", str(stranger)], "not of the weights of any variant"),
         ([model, "--results", str(stranger), "--results", str(tmp_path / "twin.json")], "the same weights"),
         ([model, "--latency", "1,60,60", "--repetitions", "1"], "does not fit the context"),
+        ([model, "--items-out", "rows.jsonl"], "--items-out is of one model"),
         ([model, "--repetitions", "-1"], "--repetitions must be 0 or more"),
     ]:
         assert main([*QUIET, *arguments, "--out", out]) == 2

@@ -32,7 +32,7 @@ CONTESTANTS = (*PLAIN, *PACKED, "transformers")
 TARGETS = {f"{OURS} int8": 1.5, f"{OURS} int4": 2.0}  # times as fast as our bfloat16, decoding
 GROUP = 128
 NEAR = 1e-4  # of the largest logit: packed and unpacked weights are the same numbers, summed in another order
-_SHAPE = {"num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 2048, "vocab_size": 16384}
+_SHAPE: dict[str, Any] = {"num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 2048, "vocab_size": 16384}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,7 +59,7 @@ def check_options(options: argparse.Namespace) -> list[str]:
     return names
 
 
-def source_model(directory: Path, context: int, **shape: int) -> Any:
+def source_model(directory: Path, context: int, shape: dict[str, Any]) -> Any:
     """A random Llama with tied embeddings, written to a directory in bfloat16; transformers' own of it."""
     import torch
     import transformers
@@ -76,13 +76,15 @@ def source_model(directory: Path, context: int, **shape: int) -> Any:
     return model
 
 
-def contestants(names: list[str], folder: Path, context: int, shape: dict[str, int]) -> tuple[dict[str, Contestant], dict[str, int]]:
+def contestants(
+    names: list[str], folder: Path, context: int, shape: dict[str, Any]
+) -> tuple[dict[str, Contestant], dict[str, int]]:
     """By name, with the bytes of each one's weights; quantized ones are checked. Raises ImportError without transformers."""
     import torch
 
     from grist_model import load
 
-    theirs = source_model(folder / "source", context, **shape)
+    theirs = source_model(folder / "source", context, shape)
     found: dict[str, Contestant] = {}
     sizes: dict[str, int] = {}
     for name in names:
@@ -159,7 +161,12 @@ def results_table(rows: list[Row]) -> str:
     for row in rows:
         reached = {True: "yes", False: "no", None: "-"}[row.get("reached")]
         quiet = "-" if row["quiet"] is None else f"{row['quiet']}/{row['repetitions']}"
-        numbers = [f"{row['weights_bytes'] / 1e6:.0f}", f"{row['value']:,.1f}", f"{row['ms']:.2f}", f"{row['ratio']:.2f}"]
+        numbers = [
+            f"{row['weights_bytes'] / 1e6:.0f}",
+            f"{row['value']:,.1f}",
+            f"{row['ms']:.2f}",
+            f"{row['ratio']:.2f}",
+        ]
         cells.append([row["what"], row["who"], *numbers, str(row.get("target", "-")), reached, quiet])
     return table(header, cells)
 
@@ -181,8 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
             found, sizes = contestants(names, Path(folder), options.prompt + options.new + 1, _SHAPE)
             until = time.perf_counter() + options.patience
             rows = [
-                judged(row, sizes)
-                for row in race(found, prompt.tolist(), options.new + 1, options.repetitions, until)
+                judged(row, sizes) for row in race(found, prompt.tolist(), options.new + 1, options.repetitions, until)
             ]
         report = {
             "what": "generation with quantized weights",

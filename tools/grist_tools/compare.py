@@ -4,8 +4,8 @@
     python -m grist_tools.compare model exports/mxfp4 model.gguf --text book.txt --tasks hellaswag --task-data hellaswag.jsonl
     python -m grist_tools.compare model exports/int4 --results model.json --results int4.json
 
-Quality is bits per byte on --data (exact, as in grist_eval) or on the beginning of --text, and the tasks of --tasks; --results
-takes tasks from reports of `python -m grist_eval` instead, matched to a variant by the checksums of its weights. Speed is a
+Quality is bits per byte on --data or --text and the tasks of --tasks, all by grist_eval, whose options these are; --results
+takes them from reports of `python -m grist_eval` instead, matched to a variant by the checksums of its weights. Speed is a
 short profile of this library; profile_latency measures at more length. Of a .gguf file format and size are told.
 """
 
@@ -14,14 +14,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from grist_eval import question_options
 from grist_eval.tasks import TASKS
 from grist_tools.console import fail, parser_for, run
 from grist_tools.loading import add_model_options
 
-Row = dict[str, Any]
+ONE_MODEL = ("items_out", "documents_out", "samples_out")  # files that every variant would write anew
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,7 +31,6 @@ def parser() -> argparse.ArgumentParser:
         "+",
         "model directories, or .gguf files; the first is what the others are compared with",
     )
-    parser.add_argument("--text", type=Path, metavar="FILE", help="text for bits per byte, where there is no --data")
     parser.add_argument("--tasks", default="", metavar="A,B", help="tasks of grist_eval to run on every variant")
     parser.add_argument(
         "--results",
@@ -68,10 +66,11 @@ def main(arguments: list[str] | None = None) -> int:
     from grist_tools.compare_variants import markdown, measured, reports_by_weights
 
     try:
-        if options.data and options.text:
-            raise ValueError("bits per byte are of --data or of --text, not both")
         if options.repetitions < 0:
             raise ValueError(f"--repetitions must be 0 or more, got {options.repetitions}")
+        for name in ONE_MODEL:
+            if getattr(options, name, None):
+                raise ValueError(f"--{name.replace('_', '-')} is of one model: use it with python -m grist_eval")
         device = pick_device(options.device)
         known = reports_by_weights(options.results)
         rows = [measured(variant, options, known) for variant in options.directory]

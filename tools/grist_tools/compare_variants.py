@@ -33,7 +33,7 @@ def measured(variant: str, options: argparse.Namespace, known: Reports) -> Row:
         raise FileNotFoundError(f"{directory} is not a portable model directory: it holds no config.json")
     row: Row = {"variant": variant, **directory_facts(directory)}
     mine = argparse.Namespace(**{**vars(options), "directory": str(directory)})
-    tasks = [*(["bits_per_byte"] if options.data else []), *filter(None, options.tasks.split(","))]
+    tasks = [*(["bits_per_byte"] if options.data or options.text else []), *filter(None, options.tasks.split(","))]
     found = dict(known[row["weights_sha256"]][1]["tasks"]) if row["weights_sha256"] in known else {}
     if tasks:
         from grist_eval.__main__ import evaluate
@@ -42,8 +42,8 @@ def measured(variant: str, options: argparse.Namespace, known: Reports) -> Row:
         found |= evaluate(mine)["tasks"]
     if found:
         row["tasks"] = found
-    if options.text or options.repetitions:
-        row |= _of_model(mine)
+    if options.repetitions:
+        row["latency"] = _latency(mine)
     if "bits_per_byte" in found.get("bits_per_byte", {}):
         row["bits_per_byte"] = found["bits_per_byte"]["bits_per_byte"]
     return row
@@ -115,44 +115,19 @@ def gguf_facts(path: Path) -> Row:
     }
 
 
-def _of_model(options: argparse.Namespace) -> Row:
-    """Bits per byte of --text, and a short profile."""
+def _latency(options: argparse.Namespace) -> Row:
+    """A short profile."""
     from grist_tools.latency import Shape, measure
     from grist_tools.loading import open_model
 
-    model, tokenizer, device = open_model(options)
-    row: Row = {}
-    if options.text:
-        row["bits_per_byte"] = text_bits_per_byte(model, tokenizer, options.text, device)
-    if options.repetitions:
-        shape = Shape(*options.latency)
-        if shape.prompt + shape.output > model.config.context_length:
-            raise ValueError(
-                f"--latency {shape.batch},{shape.prompt},{shape.output} does not fit the context of {options.directory}, "
-                f"{model.config.context_length} tokens"
-            )
-        row["latency"] = measure(model, shape, device, options.repetitions)
-    return row
-
-
-def text_bits_per_byte(model, tokenizer, text: Path, device: str) -> float:
-    """On the rows that the exporter measures on: up to 16 of at most 512 tokens, the first of each only read.
-
-    Raises ValueError for a text of fewer than two tokens, or a tokenizer whose tokens spell no bytes.
-    """
-    import torch
-
-    from grist_tools.export_compare import measured_rows
-
-    rows = measured_rows(model.config, tokenizer, text, None)
-    if not rows.bytes:
-        raise ValueError(f"{text}: the tokenizer of the model spells no bytes, so there are no bits per byte")
-    nats = 0.0
-    with torch.no_grad():
-        for ids_T in rows.ids_BT.to(device):
-            log_p_TV = model(ids_T[None])[0, :-1].double().log_softmax(-1)
-            nats -= log_p_TV.gather(-1, ids_T[1:, None]).sum().item()
-    return nats / math.log(2) / rows.bytes
+    model, _, device = open_model(options)
+    shape = Shape(*options.latency)
+    if shape.prompt + shape.output > model.config.context_length:
+        raise ValueError(
+            f"--latency {shape.batch},{shape.prompt},{shape.output} does not fit the context of {options.directory}, "
+            f"{model.config.context_length} tokens"
+        )
+    return measure(model, shape, device, options.repetitions)
 
 
 def reports_by_weights(paths: list[Path]) -> Reports:

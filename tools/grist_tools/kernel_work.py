@@ -59,7 +59,9 @@ def work(op: str, arguments: dict[str, Any], gradients: tuple[str, ...], outputs
 
 
 def _tensors(arguments: dict[str, Any]) -> list[Tensor]:
-    packed = [part for value in arguments.values() if isinstance(value, PackedWeight) for part in value.tensors.values()]
+    packed = [
+        part for value in arguments.values() if isinstance(value, PackedWeight) for part in value.tensors.values()
+    ]
     return [*packed, *(value for value in arguments.values() if isinstance(value, Tensor))]
 
 

@@ -50,12 +50,24 @@ class EvaluateConfig:
         batch_size: Sequences a rank evaluates at once.
         final_stride: New tokens scored by each window of the final evaluation; None is the sequence length (no overlap).
             A smaller stride gives every token more context and costs proportionally more.
+        tasks: Questions that are asked as well, each time and at the end: name of a task of grist_eval -> file of rows in the
+            columns of its dataset, or `hub` for the dataset itself.
+        task_rows: The first rows of each task; None asks all.
+        task_shots: Examples before each question; None is the task's own number.
     """
 
     every: int = 100
     max_tokens: int | None = 65_536
     batch_size: int = 16
     final_stride: int | None = None
+    tasks: dict[str, str] = field(default_factory=dict)
+    task_rows: int | None = 200
+    task_shots: int | None = None
+
+    def __post_init__(self) -> None:
+        for key, least in (("every", 0), ("max_tokens", 1), ("batch_size", 1), ("task_rows", 1), ("task_shots", 0)):
+            value = getattr(self, key)
+            _require(value is None or value >= least, f"evaluate.{key} must be at least {least}, but is {value}")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from grist_train.config import EvaluateConfig, TrainConfig
 from grist_train.data import Data
 from grist_train.distributed import World, barrier, full_state_dict
 from grist_train.metrics import Metrics
+from grist_train.question_tasks import task_scores
 
 if TYPE_CHECKING:
     from grist_train.tasks import NextToken, Preference
@@ -35,7 +36,8 @@ def validate(
 ) -> dict[str, Any]:
     """Bits per byte, perplexity and loss on the validation splits; on all of them when `final`.
 
-    Of several sources, the figures of all their held-out text together, and under `sources` those of each.
+    Of several sources, the figures of all their held-out text together, and under `sources` those of each. With
+    `evaluate.tasks` also what `task_scores` says of them.
     """
     settings: EvaluateConfig = config.evaluate
     results = {
@@ -47,6 +49,7 @@ def validate(
             batch_size=settings.batch_size,
             rank=world.rank,
             world_size=world.size,
+            group=world.host_group,
             max_tokens=None if final else settings.max_tokens,
             device=world.device,
             tokenizer=data.tokenizer,
@@ -55,9 +58,10 @@ def validate(
         )
         for name, held_out in data.held_out.items()
     }
+    of_tasks = task_scores(model, data.tokenizer, settings, world)
     if len(results) == 1:
-        return next(iter(results.values()))
-    return {**together(list(results.values())), "sources": results}
+        return {**next(iter(results.values())), **of_tasks}
+    return {**together(list(results.values())), "sources": results, **of_tasks}
 
 
 def write_portable(model: Transformer, tokenizer: Tokenizer, config: TrainConfig, world: World) -> Path:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 CODES = {"int8": 2, "fp8": 3, "int4": 4, "mxfp4": 5}  # `enum Kind` of weights.h
 _POWER_OF_TWO = 2
+
+
 def weight_fields(weight: PackedWeight) -> tuple[int, ...]:
     """The fields of `Weight` in weights.h."""
     codes, scales = weight.codes_and_scales

@@ -13,11 +13,11 @@ from grist_kernels.quantized_linear import pytorch_fast, reference
 def quantized_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
     """x (..., I) -> x @ weight.T + bias, (..., O) in x's type, summed in float32.
 
-    weight: an Int8Weight, Int4Weight, Fp8Weight or Mxfp4Weight of (O, I), best contiguous, or every call copies it. bias (O,)
-    in x's type. The weights are the numbers that `weight.dequantise` gives; on a GPU they are multiplied in x's type.
+    weight: an Int8Weight, Int4Weight, Fp8Weight or Mxfp4Weight of (O, I), best contiguous, or every call copies it. bias
+    (O,) in x's type. The weights are the numbers that `weight.dequantise` gives; on a GPU they are multiplied in x's type.
 
-    On a CPU up to 8 rows read the packed weight once, in C (grist_kernels.native). More rows dequantise some rows of the weight
-    at a time, in x's type: there the memory is saved, and the time is a little longer than that of the weight unpacked.
+    On a CPU up to 64 rows multiply the weight as it is, in C (grist_kernels.native), 8 rows each time it is read. For more,
+    some rows of the weight are dequantised at a time, in x's type: memory is saved, and time is lost to the weight unpacked.
 
     Differentiable in x and bias, not by the Triton kernel: a call that asks for gradients runs in plain PyTorch.
 
@@ -37,7 +37,9 @@ def _cannot(x: Tensor, bias: Tensor | None) -> str | None:
     given = [x] if bias is None else [x, bias]
     limit = None
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
-        limit = "quantized_linear's Triton kernel has no gradients, and one was asked for: call it under torch.no_grad()"
+        limit = (
+            "quantized_linear's Triton kernel has no gradients, and one was asked for: call it under torch.no_grad()"
+        )
     return backend.cannot_take("quantized_linear", *given, limit=limit)
 
 
@@ -62,4 +64,6 @@ def _check(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> None:
         )
     for name, part in weight.tensors.items():
         if part.device != x.device:
-            raise ValueError(f"quantized_linear: weight.{name} is on {part.device}, but x is on {x.device}: move one of them")
+            raise ValueError(
+                f"quantized_linear: weight.{name} is on {part.device}, but x is on {x.device}: move one of them"
+            )

@@ -47,7 +47,14 @@ def mxfp4(generator: torch.Generator, O: int, I: int) -> Mxfp4Weight:  # noqa: E
 
 
 def _case(
-    name: str, make: Make, *rows: int, O: int, I: int, bias: bool = False, gaps: bool = False, large: bool = False  # noqa: E741
+    name: str,
+    make: Make,
+    *rows: int,
+    O: int,  # noqa: E741
+    I: int,  # noqa: E741
+    bias: bool = False,
+    gaps: bool = False,
+    large: bool = False,
 ) -> Case:
     """gaps: x and the weight are not contiguous."""
 
@@ -68,7 +75,7 @@ def at_size(size: int, rows: int) -> list[Case]:
         _case(f"tile_{size}_{name}", make, size, O=width, I=width, bias=True)
         for name, make in (("int8", int8), ("fp8", fp8), ("int4", int4()), ("mxfp4", mxfp4))
     ]
-    return found + [_case(f"tile_{size}_int4_zeros", int4(32, True, torch.float32), size, O=width, I=width)]
+    return [*found, _case(f"tile_{size}_int4_zeros", int4(32, True, torch.float32), size, O=width, I=width)]
 
 
 _KINDS: dict[str, Make] = {

@@ -57,8 +57,8 @@ def _weights(
     IN: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr, HAS_ZEROS: tl.constexpr, WHOLE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
-    """The inputs from start on of some rows (N,) int64: (N, BLOCK_K), without the scales of rows. WHOLE: none is beyond the last."""
-    if KIND == INT8 or KIND == FP8:
+    """The inputs from start on of some rows (N,) int64: (N, BLOCK_K), without rows' scales. WHOLE: none is beyond the last."""
+    if GROUP == 1:  # eight bits: a scale a row
         inner = start + tl.arange(0, BLOCK_K)[None, :]
         if WHOLE:
             codes = tl.load(codes_ptr + (rows * IN)[:, None] + inner)
@@ -95,7 +95,7 @@ def _forward_kernel(
     IN: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr, HAS_ZEROS: tl.constexpr, HAS_BIAS: tl.constexpr,
     SHARES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """out (SHARES, M, OUT): each a product with its share of the inputs, times the scales of rows; the bias if it is the only one.
+    """out (SHARES, M, OUT): products with shares of the inputs, times the scales of rows; with the bias if it is the only one.
 
     Programs beside each other have the same weights.
     """
@@ -113,10 +113,22 @@ def _forward_kernel(
         start = step * BLOCK_K
         x = tl.load(x_ptrs + start)
         w = _weights(
-            codes_ptr, scales_ptr, zeros_ptr, read_columns, start, IN, KIND, GROUP, HAS_ZEROS, True, BLOCK_N, BLOCK_K, dtype
+            codes_ptr,
+            scales_ptr,
+            zeros_ptr,
+            read_columns,
+            start,
+            IN,
+            KIND,
+            GROUP,
+            HAS_ZEROS,
+            True,
+            BLOCK_N,
+            BLOCK_K,
+            dtype,
         )
         acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
-    if IN % BLOCK_K != 0:
+    if IN % BLOCK_K != 0:  # noqa: SIM102 (the first is decided by the compiler)
         if share == SHARES - 1:
             start = STEPS * BLOCK_K
             x = tl.load(x_ptrs + start, mask=start + tl.arange(0, BLOCK_K)[None, :] < IN, other=0.0)
@@ -125,7 +137,7 @@ def _forward_kernel(
                 dtype,
             )  # fmt: skip
             acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
-    if KIND == INT8 or KIND == FP8:
+    if GROUP == 1:  # eight bits: a scale a row
         acc *= tl.load(scales_ptr + read_columns)[None, :]
     if HAS_BIAS and SHARES == 1:
         acc += tl.load(bias_ptr + read_columns).to(tl.float32)[None, :]

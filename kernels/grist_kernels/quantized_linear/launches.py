@@ -1,6 +1,6 @@
 """Launch configurations of a linear layer with a packed weight: formulas, candidates for the tuner, budgets.
 
-Their size is the tile of rows. Few rows are a matter of memory: weights are long along the inputs, so that each row of a block is
+Their size is the tile of rows. Few rows are a matter of memory: blocks are long along the inputs, so that each of their rows is
 64 bytes or more, with several loads on the way. Many rows are a product, whose weights are decoded once a tile.
 """
 
@@ -24,7 +24,7 @@ def config_of(BLOCK_N: int, BLOCK_K: int, num_warps: int, num_stages: int) -> Co
 
 
 def shares_of(target: Target, rows: int, outputs: int, inputs: int, block_m: int, config: Config) -> int:
-    """Into how many shares the inputs are divided: as many as give each multiprocessor two programs, each of four blocks or more."""
+    """Into how many shares the inputs are divided: as give a multiprocessor two programs, each of four blocks or more."""
     if block_m != SIZES[0]:
         return 1
     programs = cdiv(rows, block_m) * cdiv(outputs, config["BLOCK_N"])
@@ -63,4 +63,4 @@ def candidates(target: Target, dtype: torch.dtype, size: int) -> list[Config]:
 
 FORMULAS = {"forward": formula}
 CANDIDATES = {"forward": candidates}
-BUDGETS = {"forward": Budget(registers=448, float32_spilled_bytes=8, tensor_core=True)}
+BUDGETS = {"forward": Budget(registers=448, float32_spilled_bytes=16, tensor_core=True)}

@@ -1,4 +1,4 @@
-"""A linear layer with a packed weight without a GPU: a few rows in C, more by PyTorch's product of some rows of the weight."""
+"""A linear layer with a packed weight without a GPU: some rows in C, more by PyTorch's product of some rows of the weight."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 from grist_kernels.native import linear as native
 from grist_kernels.quantized import PackedWeight
 
-NATIVE_ROWS = 8
+# The C kernel reads the weight once for 8 rows. From 64 to 256 on (bfloat16 int8, float32 int4) unpacking it first is faster.
+NATIVE_ROWS = 64
 _AT_ONCE = 2**21  # weights, dequantised: 8 MB in float32, which a cache of the last level may hold
 
 
