@@ -48,7 +48,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-gpu test-clients bench bench-data bench-generation bench-training bench-eval bench-gpu profile export chat compare report docs lint clean
+.PHONY: help setup train test test-gpu test-clients bench bench-data bench-generation bench-training bench-quantized bench-eval bench-gpu profile export chat compare report docs lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -86,6 +86,9 @@ bench-data: setup  ## the data path: checked, then timed beside its peers; write
 
 bench-generation: setup  ## prefill and decoding on this CPU: checked, then timed beside transformers
 	$(PYTHON) -m grist_tools.bench_generation $(ARGS)
+
+bench-quantized: setup  ## decoding with quantized weights on this CPU, beside bf16, transformers and llama.cpp
+	$(PYTHON) -m grist_tools.bench_generation_quantized $(ARGS)
 
 bench-eval: setup  ## multiple choice by likelihood on this CPU: checked, then timed beside lm_eval
 	$(PYTHON) -m grist_tools.bench_eval $(ARGS)

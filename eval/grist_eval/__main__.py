@@ -60,8 +60,8 @@ def chosen_tasks(text: str) -> list[str]:
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """Run the chosen tasks on the model in `options.directory`; the report as a dict that JSON can hold.
 
-    Under torchrun the ranks share the rows of tasks of questions; what else was chosen is the first one's work. Each returns a
-    report, and the first one's is whole.
+    Under torchrun the ranks share the rows of tasks of questions and the text of bits_per_byte; what else was chosen is the
+    first one's work. Each returns a report, and the first one's is whole.
     """
     names = chosen_tasks(options.tasks)
     for name in names:
@@ -91,7 +91,7 @@ def _evaluate(
 
     started = time.perf_counter()
     model = load(directory, dtype=getattr(torch, options.dtype), device=device)
-    subject = Subject(model, Tokenizer.load(directory), device)
+    subject = Subject(model, Tokenizer.load(directory), device, rank, world_size)
     facts = {
         "directory": str(directory),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -123,7 +123,7 @@ def _evaluate(
             )
             results[name] = found["tasks"][name]
             items[name] = found["items"][name]
-        elif rank == 0:
+        elif rank == 0 or TASKS[name].shared:
             results[name] = TASKS[name].run(subject, options)
         else:
             continue

@@ -145,7 +145,7 @@ def _nats(model, weight_VD: torch.Tensor, stream: list[Window]) -> list[float]:
 
     nll_S, _ = score(model, batch_of_windows(stream).to(weight_VD.device), weight_VD)
     ends = np.cumsum([window.scored for window in stream])
-    return [float(part.sum()) for part in np.split(nll_S.double().cpu().numpy(), ends[:-1])]
+    return [float(part.sum()) for part in np.split(nll_S.cpu().double().numpy(), ends[:-1])]
 
 
 def _finished(waiting: deque[OpenDocument]) -> Iterator[OpenDocument]:

@@ -70,5 +70,6 @@ def test_tasks_are_a_line_of_the_run_file_or_the_command():
 
 @pytest.mark.parametrize("key", ["every", "max_tokens", "batch_size", "task_rows", "task_shots"])
 def test_numbers_out_of_range_are_told(key):
+    values: dict[str, Any] = {key: -1}
     with pytest.raises(ValueError, match=rf"evaluate\.{key} must be at least \d, but is -1"):
-        EvaluateConfig(**{key: -1})
+        EvaluateConfig(**values)

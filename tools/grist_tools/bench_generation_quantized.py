@@ -12,9 +12,12 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import random
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +31,8 @@ if TYPE_CHECKING:
 OURS = "grist_model"
 BASE = f"{OURS} bfloat16"
 PLAIN, PACKED = ("float32", "bfloat16"), ("int8", "int4", "fp8")
-CONTESTANTS = (*PLAIN, *PACKED, "transformers")
+GGUF = {"llama.cpp-bf16": "bf16", "llama.cpp-q8_0": "q8_0", "llama.cpp-q4_0": "q4_0"}
+CONTESTANTS = (*PLAIN, *PACKED, "transformers", *GGUF)
 TARGETS = {f"{OURS} int8": 1.5, f"{OURS} int4": 2.0}  # times as fast as our bfloat16, decoding
 GROUP = 128
 NEAR = 1e-4  # of the largest logit: packed and unpacked weights are the same numbers, summed in another order
@@ -77,9 +81,12 @@ def source_model(directory: Path, context: int, shape: dict[str, Any]) -> Any:
 
 
 def contestants(
-    names: list[str], folder: Path, context: int, shape: dict[str, Any]
+    names: list[str], folder: Path, context: int, shape: dict[str, Any], stack: ExitStack
 ) -> tuple[dict[str, Contestant], dict[str, int]]:
-    """By name, with the bytes of each one's weights; quantized ones are checked. Raises ImportError without transformers."""
+    """By name, with the bytes of each one's weights; quantized ones are checked. Servers end with `stack`.
+
+    Raises ImportError without transformers, or without xllamacpp where llama.cpp is asked for.
+    """
     import torch
 
     from grist_model import load
@@ -92,6 +99,9 @@ def contestants(
             found["transformers bfloat16"] = of_transformers(theirs, "dynamic")
             sizes["transformers bfloat16"] = _bytes(theirs)
             continue
+        if name in GGUF:
+            found[name], sizes[name] = stack.enter_context(llamacpp(folder, GGUF[name], context, shape["vocab_size"]))
+            continue
         if name in PACKED:
             quantized_directory(folder / "source", folder / name, name)
             check_packed(folder / name, shape["vocab_size"])
@@ -101,6 +111,31 @@ def contestants(
         found[f"{OURS} {name}"] = of_model(model.eval())
         sizes[f"{OURS} {name}"] = _bytes(model)
     return found, sizes
+
+
+@contextmanager
+def llamacpp(folder: Path, kind: str, context: int, vocab_size: int) -> Iterator[tuple[Contestant, int]]:
+    """llama.cpp on the same weights, and their bytes. Its file must have a tokenizer, which nothing goes through."""
+    import torch
+
+    from grist_data.tokenizer_training import train_bpe
+    from grist_tools.export_gguf import write_gguf
+    from grist_tools.latency_peers import LlamaCpp, llamacpp_server
+
+    source = folder / "source"
+    if not (source / "tokenizer.json").exists():
+        draw = random.Random(0)
+        words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=8)) for _ in range(vocab_size)]
+        train_bpe([" ".join(words)], vocab_size).save(source)
+    written = write_gguf(source, folder / f"{kind}.gguf", kind)
+    with llamacpp_server(written.path, 1, context, torch.get_num_threads()) as address:
+        server = LlamaCpp(address)
+
+        def run(prompt: list[int], count: int) -> Text:
+            said = server([prompt], count)
+            return Text(said.ids[0], said.seconds)
+
+        yield run, written.bytes
 
 
 def quantized_directory(source: Path, out: Path, format: str) -> None:
@@ -184,8 +219,9 @@ def main(arguments: list[str] | None = None) -> int:
         prompt = torch.randint(1, _SHAPE["vocab_size"], (options.prompt,), generator=torch.Generator().manual_seed(1))
         where = provenance("cpu")
         default = default_out(where["device"], datetime.date.today().isoformat(), "generation-quantized")
-        with tempfile.TemporaryDirectory(prefix="grist-bench-quantized-") as folder:
-            found, sizes = contestants(names, Path(folder), options.prompt + options.new + 1, _SHAPE)
+        with tempfile.TemporaryDirectory(prefix="grist-bench-quantized-") as folder, ExitStack() as stack:
+            context = options.prompt + options.new + 1
+            found, sizes = contestants(names, Path(folder), context, _SHAPE, stack)
             until = time.perf_counter() + options.patience
             rows = [
                 judged(row, sizes) for row in race(found, prompt.tolist(), options.new + 1, options.repetitions, until)

@@ -92,7 +92,7 @@ def llamacpp_peer(setting: Setting) -> Iterator[Contestant]:
     with tempfile.TemporaryDirectory(prefix="grist-latency-") as folder:
         written = write_gguf(setting.directory, Path(folder) / "model.gguf", _GGUF_KINDS[setting.dtype])
         with llamacpp_server(written.path, setting.batch, setting.tokens, setting.threads) as address:
-            yield _LlamaCpp(address)
+            yield LlamaCpp(address)
 
 
 @contextmanager
@@ -114,7 +114,9 @@ def llamacpp_server(gguf: Path, batch: int, tokens: int, threads: int) -> Iterat
     yield server.listening_address
 
 
-class _LlamaCpp:
+class LlamaCpp:
+    """Greedy answers of a server at `address`."""
+
     def __init__(self, address: str):
         self._url = f"{address}/completion"
         self._ids: dict[str, list[list[int]]] = {}

@@ -238,11 +238,15 @@ class Metrics:
         first = "bits_per_byte" if "bits_per_byte" in result else "loss"
         sources = {name: each[first] for name, each in result.get("sources", {}).items()}
         row |= {f"validation_{first}/{name}": value for name, value in sources.items()}
+        scores = {f"{name}_{each['main']}": each[each["main"]] for name, each in result.get("tasks", {}).items()}
+        scores |= {"core": result["core"]} if scores else {}
+        row |= {f"validation_{name}": value for name, value in scores.items()}
         self._write(row | {"seconds": round(self.seconds, 3)})
         parts = [
             f"{result[key]:.4f} {key.replace('_', ' ')}" for key in (first, *keys) if key != "loss" or first == "loss"
         ]
         parts[1:1] = [f"{name} {value:.4f}" for name, value in sources.items()]
+        parts += [f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items()]
         self.say(f"step {step}: held-out " + ", ".join(dict.fromkeys(parts)))
 
     def pause(self) -> None:

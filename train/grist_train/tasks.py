@@ -18,6 +18,7 @@ from grist_train.loss import MicroBatchResult, language_model_loss
 from grist_train.preference_batches import PairBatch, PreferenceBatches
 from grist_train.preference_loss import FIGURES, preference_loss
 from grist_train.preferences import measured, open_pair_batches, read_pairs, validate_pairs
+from grist_train.question_tasks import check_questions, task_scores
 
 TEXT_SHOWN = 1000  # characters of a sample that a report shows
 
@@ -34,6 +35,7 @@ class NextToken:
         self.tokenizer = self.data.tokenizer
         check_tokenizer(config, self.tokenizer)
         self.has_held_out = bool(self.data.held_out)
+        check_questions(config.evaluate, self.has_held_out)
         self.of_answers = any(shards.has_loss_mask for shards in self.data.train.values())
 
     def batches(self, model: Transformer, state: dict[str, Any] | None) -> Batches:
@@ -80,6 +82,7 @@ class Preference:
         self.tokenizer = Tokenizer.load(local_directory(config.initial))
         self._pairs = read_pairs(config, self.tokenizer, world)
         self.has_held_out = self.settings.val_fraction > 0 and len(self._pairs) > 1
+        check_questions(config.evaluate, self.has_held_out)
 
     def batches(self, model: Transformer, state: dict[str, Any] | None) -> PreferenceBatches:
         """model: the reference, unless a run goes on."""
@@ -109,7 +112,8 @@ class Preference:
 
     def validate(self, model: Transformer, final: bool = False) -> dict[str, Any]:
         """Always of all pairs that are held out."""
-        return validate_pairs(model, self._measured, self.config, self.world)
+        of_tasks = task_scores(model, self.tokenizer, self.config.evaluate, self.world)
+        return {**validate_pairs(model, self._measured, self.config, self.world), **of_tasks}
 
 
 def open_task(config: TrainConfig, world: World) -> NextToken | Preference:

@@ -98,6 +98,8 @@ def _of_dataset(subject: Subject, options: Namespace) -> dict[str, Any]:
         sequence_length=options.sequence_length,
         stride=options.stride,
         batch_size=options.batch_size,
+        rank=subject.rank,
+        world_size=subject.world_size,
         max_tokens=options.max_tokens,
         device=subject.device,
         tokenizer=subject.tokenizer,
@@ -111,7 +113,7 @@ def _of_texts(subject: Subject, options: Namespace, sources: TextSources) -> dic
     from grist_eval.text_documents import check_documents, read_documents
 
     sequence_length = options.sequence_length or subject.model.config.context_length
-    with _written(options.documents_out) as done:
+    with _written(options.documents_out if subject.rank == 0 else None) as done:
         return bits_per_byte_of_documents(
             subject.model,
             subject.tokenizer,
@@ -119,6 +121,8 @@ def _of_texts(subject: Subject, options: Namespace, sources: TextSources) -> dic
             sequence_length=options.sequence_length,
             stride=options.stride,
             batch_tokens=options.batch_size * sequence_length,
+            rank=subject.rank,
+            world_size=subject.world_size,
             cache=options.cache,
             model_key=None if options.cache is None else _model_key(subject, options),
             done=done,
@@ -181,4 +185,4 @@ def _domain_rows(domains: dict[str, Any]) -> list[tuple[str, str]]:
     return rows[:_DOMAINS_SHOWN] + ([("more domains", f"{left_out:,}, in the JSON")] if left_out > 0 else [])
 
 
-TASK = Task(_add_options, _check, _run, _rows)
+TASK = Task(_add_options, _check, _run, _rows, shared=True)

@@ -42,6 +42,10 @@ def fits_packed(x: Tensor, expert_ids: Tensor, gate_up: PackedWeight, down: Pack
     return few and packed.holds(gate_up) and packed.holds(down) and native.takes(x)
 
 
+def _weight_fields(weight: Tensor | PackedWeight, outputs: int) -> tuple[int, ...]:
+    return weight_fields(weight, outputs) if isinstance(weight, Tensor) else packed.weight_fields(weight)
+
+
 def moe(
     x: Tensor,
     expert_ids: Tensor,
@@ -58,12 +62,8 @@ def moe(
     """As grist_kernels.moe, for contiguous weights; packed ones lie outputs first."""
     check_ids(expert_ids, w_down.shape[0])
     (T, A), D = expert_ids.shape, x.shape[1]
-    if isinstance(w_gate_up, Tensor) and isinstance(w_down, Tensor):
-        F = w_down.shape[1]
-        weights_fields = (*weight_fields(w_gate_up, 2 * F), *weight_fields(w_down, D))
-    else:
-        F = w_down.shape[2]
-        weights_fields = (*packed.weight_fields(w_gate_up), *packed.weight_fields(w_down))
+    F = w_down.shape[1] if isinstance(w_down, Tensor) else w_down.shape[2]
+    weights_fields = (*_weight_fields(w_gate_up, 2 * F), *_weight_fields(w_down, D))
     x, ids, weights = x.contiguous(), expert_ids.long().contiguous(), expert_weights.float().contiguous()
     biases = [None if bias is None else bias.contiguous() for bias in (b_gate_up, b_down)]
     out = torch.empty_like(x)
