@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import grist_kernels
+from grist_kernels.native import router as native
 from grist_model import native_step
 from grist_model.config import ModelConfig
 from grist_model.layers import Linear
@@ -86,6 +87,8 @@ class Router(nn.Module):
 
     def forward(self, x_BTD: Tensor, return_stats: bool = False) -> tuple[Tensor, Tensor, LayerStats | None]:
         """-> expert ids (R, A) int64, expert weights (R, A) float32, and the layer's statistics if asked for."""
+        if not return_stats and native.fits(x_BTD, self.weight, self.bias):
+            return *native.route(x_BTD, self.weight, self.bias, self.selection_bias, self.active, self.over_all), None
         bias_E = None if self.bias is None else self.bias.float()
         logits_BTE = F.linear(x_BTD.float(), self.weight.float(), bias_E)
         if self.selection_bias is None:

@@ -29,6 +29,7 @@ SETTINGS = ("auto", "0", "require")
 KINDS = {torch.float32: 0, torch.bfloat16: 1}  # `enum Kind` of weights.h
 FUNCTIONS = (
     "grist_linear", "grist_moe", "grist_decode_attention", "grist_rms_norm", "grist_attention_step", "grist_mlp",
+    "grist_router",
 )  # fmt: skip
 _PLAIN = (Tensor, torch.nn.Parameter)  # no subclass that lies elsewhere, is sharded, or is not there at all
 

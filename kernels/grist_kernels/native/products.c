@@ -3,40 +3,43 @@
 
 #include "packed.h"
 
+#define AHEAD 8192 /* bytes: the hardware looks no further than a page */
 #define UNROLL _Pragma("GCC unroll 8")
 
-/* R rows of the weight at once, so that the additions to one sum need not wait for each other. */
+/* A row of the weight: PARTS sums of every PARTS-th step, so that an addition need not wait for the one before. */
 ALWAYS_INLINE void dots(
-    Load *load_weights, LoadFirst *load_last, const int M, const int R, Weight w, const Rows *rows, int64_t columns, int64_t row
+    Load *load_weights, LoadFirst *load_last, const int M, const int PARTS, Weight w, const Rows *rows, int64_t columns, int64_t row
 ) {
-    const int64_t whole = columns / LANES * LANES;
+    const int64_t whole = columns / LANES * LANES, bytes = w.kind == FLOAT32 ? sizeof(float) : sizeof(uint16_t);
+    const char *const ahead = (const char *)w.data + row * w.stride * bytes + AHEAD;
     floats total[4][MOST_ROWS];
-    UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int m = 0; m < M; m++) total[r][m] = (floats){0};
-    for (int64_t i = 0; i < whole; i += LANES) {
-        floats x[MOST_ROWS];
-        UNROLL for (int m = 0; m < M; m++) x[m] = load(rows->x[m] + i);
-        UNROLL for (int r = 0; r < R; r++) {
-            const floats weights = load_weights(w, row + r, i);
-            UNROLL for (int m = 0; m < M; m++) total[r][m] += weights * x[m];
+    UNROLL for (int p = 0; p < PARTS; p++)
+        UNROLL for (int m = 0; m < M; m++) total[p][m] = (floats){0};
+    int64_t i = 0;
+    for (; i + PARTS * LANES <= whole; i += PARTS * LANES)
+        UNROLL for (int p = 0; p < PARTS; p++) {
+            __builtin_prefetch(ahead + (i + p * LANES) * bytes);
+            const floats weights = load_weights(w, row, i + p * LANES);
+            UNROLL for (int m = 0; m < M; m++) total[p][m] += weights * load(rows->x[m] + i + p * LANES);
         }
+    for (; i < whole; i += LANES) {
+        const floats weights = load_weights(w, row, i);
+        UNROLL for (int m = 0; m < M; m++) total[0][m] += weights * load(rows->x[m] + i);
     }
-    if (whole < columns)
-        UNROLL for (int r = 0; r < R; r++) {
-            const floats weights = load_last(w, row + r, whole, columns - whole);
-            UNROLL for (int m = 0; m < M; m++) total[r][m] += weights * load_first(rows->x[m] + whole, columns - whole);
-        }
-    UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int m = 0; m < M; m++) rows->out[m][row + r] = sum(total[r][m]);
+    if (whole < columns) {
+        const floats weights = load_last(w, row, whole, columns - whole);
+        UNROLL for (int m = 0; m < M; m++) total[0][m] += weights * load_first(rows->x[m] + whole, columns - whole);
+    }
+    UNROLL for (int p = 1; p < PARTS; p++)
+        UNROLL for (int m = 0; m < M; m++) total[0][m] += total[p][m];
+    UNROLL for (int m = 0; m < M; m++) rows->out[m][row] = sum(total[0][m]);
 }
 
 ALWAYS_INLINE void dots_between(
     Load *load_weights, LoadFirst *load_last, const int M, Weight w, const Rows *rows, int64_t columns, int64_t first, int64_t last
 ) {
-    const int R = M <= 2 ? 4 : M <= 4 ? 2 : 1;
-    int64_t row = first;
-    for (; row + R <= last; row += R) dots(load_weights, load_last, M, R, w, rows, columns, row);
-    for (; row < last; row++) dots(load_weights, load_last, M, 1, w, rows, columns, row);
+    const int PARTS = M <= 2 ? 4 : M <= 4 ? 2 : 1;
+    for (int64_t row = first; row < last; row++) dots(load_weights, load_last, M, PARTS, w, rows, columns, row);
 }
 
 /* 3 rows are 2 and 1: the weights come from the cache the second time, and the compiler has half as much to do. */
