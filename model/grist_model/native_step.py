@@ -59,18 +59,28 @@ def _few(x_BTD: Tensor) -> bool:
 
 
 def _projections(*linears: Linear | QuantizedLinear) -> list[step.Projection] | None:
-    found = [projection for linear in linears if (projection := _projection(linear)) is not None]
-    return found if len(found) == len(linears) else None
+    if _has_any_global_hook():
+        return None
+    found = []
+    for linear in linears:
+        projection = _projection(linear)
+        if projection is None:
+            return None
+        found.append(projection)
+    return found
 
 
 def _projection(linear: Linear | QuantizedLinear) -> step.Projection | None:
-    if not native.holds(linear.bias) or not _bare(linear, type(linear)):
+    if linear._forward_hooks or linear._forward_pre_hooks:
         return None
-    if isinstance(linear, QuantizedLinear):
-        return step.Projection(linear.packed, linear.bias) if packed.holds(linear.packed) else None
-    return (
-        step.Projection(linear.weight, linear.bias) if _bare(linear, Linear) and native.holds(linear.weight) else None
-    )
+    if type(linear) is Linear:
+        # Past nn.Module's __getattr__, which takes longer than all of the rest.
+        weight, bias = linear._parameters["weight"], linear._parameters["bias"]
+        return step.Projection(weight, bias) if weight is not None and native.holds(weight, bias) else None
+    if type(linear) is not QuantizedLinear:
+        return None
+    weight, bias = linear.packed, linear.bias
+    return step.Projection(weight, bias) if native.holds(bias) and packed.holds(weight) else None
 
 
 def _bare(module, kind: type) -> bool:
