@@ -54,9 +54,11 @@ def test_the_environment_is_obeyed():
     assert result.stdout.strip() == "['reference']", result.stderr
 
 
-def test_only_backend_reads_the_variable():
-    readers = [path.name for path in PACKAGE.rglob("*.py") if "environ" in path.read_text(encoding="utf-8")]
-    assert readers == ["backend.py"]
+def test_the_environment_is_read_where_choices_are_made():
+    """GRIST_KERNELS in backend.py, GRIST_NATIVE in native/, and there the compiler and the user's cache."""
+    readers = [path for path in PACKAGE.rglob("*.py") if "environ" in path.read_text(encoding="utf-8")]
+    names = {path.relative_to(PACKAGE).as_posix() for path in readers}
+    assert names == {"backend.py", "native/__init__.py", "native/build.py"}
 
 
 def test_describe_names_every_op():
