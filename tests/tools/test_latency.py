@@ -3,7 +3,6 @@ from __future__ import annotations
 import mmap
 
 import pytest
-import torch
 from tiny_house import model, random_ids
 
 import grist_model
